@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tokenizers.decoders import DecodeStream
-
 from config import ModelConfig
 from engine import OptimumEngine, SamplingParams
 
@@ -143,10 +141,7 @@ class ChatModel:
         return "".join(self.stream(messages, sampling))
 
     def _deltas(self, ids: list[int], sampling: SamplingParams, stats: ReplyStats) -> Iterator[str]:
-        backend = self.tokenizer.backend_tokenizer
-        decoder = DecodeStream(skip_special_tokens=True)
-        reply_ids: list[int] = []
-        decoded = 0  # characters that the decoder has given out
+        decoder = TextDecoder(self.tokenizer)
         pending = ""  # text that might be the start of a stop string
         begun = False
         started = time.perf_counter()
@@ -157,10 +152,7 @@ class ChatModel:
                 if token in self.end_ids:
                     stats.finish_reason = "stop"
                     break
-                reply_ids.append(token)
-                text = decoder.step(backend, token) or ""
-                decoded += len(text)
-                visible, pending, stopped = split_at_stop(pending + text, self.stop_strings)
+                visible, pending, stopped = split_at_stop(pending + decoder.add(token), self.stop_strings)
                 if not begun:  # templates put their own space or newline before a reply
                     visible = visible.lstrip()
                     begun = bool(visible)
@@ -171,8 +163,7 @@ class ChatModel:
                     return
             else:
                 stats.finish_reason = "length"
-            # What is left: a start of a stop string that never came, and bytes of an unfinished character.
-            rest = pending + backend.decode(reply_ids, skip_special_tokens=True)[decoded:]
+            rest = pending + decoder.flush()
             if rest if begun else rest.strip():
                 yield rest if begun else rest.lstrip()
         except GeneratorExit:
@@ -183,6 +174,40 @@ class ChatModel:
             raise
         finally:
             tokens.close()
+
+
+class TextDecoder:
+    """Token ids to text, one at a time, and never half a character.
+
+    A token's text depends on its neighbours: bytes of one character may be spread over several tokens, and
+    some tokenizers write the space between words only when something stands before it. So a window of ids
+    is decoded each time: those that gave the newest text, and those that came after.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        self._tokenizer = tokenizer
+        self._shown_ids: list[int] = []
+        self._waiting_ids: list[int] = []
+
+    def add(self, token: int) -> str:
+        """The text that this token completes; empty while a character is unfinished."""
+        self._waiting_ids.append(token)
+        text = self._waiting_text()
+        if text.endswith("\ufffd"):  # what decoders write for bytes that are no character (yet)
+            return ""
+        self._shown_ids, self._waiting_ids = self._waiting_ids, []
+        return text
+
+    def flush(self) -> str:
+        """What is left at the end: the bytes of a character that was never finished."""
+        return self._waiting_text()
+
+    def _waiting_text(self) -> str:
+        shown = self._decode(self._shown_ids)
+        return self._decode(self._shown_ids + self._waiting_ids)[len(shown) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def split_at_stop(text: str, stop_strings: Sequence[str]) -> tuple[str, str, bool]:

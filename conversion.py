@@ -110,9 +110,9 @@ def check_architecture(checkpoint_folder: Path) -> None:
     known = TasksManager.get_supported_model_type_for_task("text-generation-with-past", exporter="openvino")
     if model_type not in known:
         raise ValueError(
-            f"{checkpoint_folder} holds a model of type {model_type!r}, which Optimum Intel cannot export for text "
-            "generation. Choose a model of a supported type (llama, qwen2, qwen3, mistral, phi3, gemma3_text, "
-            "gpt_neox, mpt, ...; code that a checkpoint brings along is not run), or convert it by hand."
+            f"{checkpoint_folder} holds a model of type {model_type!r}, which Optimum Intel cannot "
+            "export for text generation. Choose one of a supported type (llama, qwen2, qwen3, mistral, phi3, "
+            "gemma3_text, gpt_neox, mpt, ...); code that a checkpoint brings along is not run."
         )
 
 
@@ -202,7 +202,7 @@ def compress_weights(fp16_folder: Path, output: Path, precision: str) -> None:
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Keep notes about tracing and bit width tables, which tell a reader nothing to act on, off the screen."""
+    """Keep notes on tracing and tables of bit widths, which ask nothing of a reader, off the screen."""
     loggers = [logging.getLogger(name) for name in ("nncf", "optimum", "transformers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""An imitation of the Hugging Face Hub: the routes that huggingface_hub 1.21 takes to list and download a model."""
+"""An imitation of the Hugging Face Hub: what huggingface_hub 1.21 asks for to list and download a model."""
 
 import hashlib
 import json
@@ -20,7 +20,8 @@ class FakeHub:
 
     `faults` maps a file name to what its next GETs meet, one entry each: "500", "drop" (the connection ends
     after half of the body) or "vanish" (so does the whole server). `listed_sizes` overrides the sizes that
-    the listing states, `status` is the answer to everything once it is set.
+    the listing states, `status` is the answer to everything once it is set, and with `xet` the files are said
+    to be in a Xet storage, which cannot be reached.
     """
 
     def __init__(self):
@@ -29,6 +30,7 @@ class FakeHub:
         self.faults: dict[str, list[str]] = {}
         self.listed_sizes: dict[str, int] = {}
         self.status: int | None = None
+        self.xet = False
         self.log: list[Request] = []
         self._address = ("127.0.0.1", 0)
         self.start()
@@ -38,26 +40,25 @@ class FakeHub:
         return f"http://127.0.0.1:{self._address[1]}"
 
     def start(self) -> None:
-        """Listen, again on the same port after a `stop`."""
+        """Listen, after a `stop` on the same port as before."""
         self._server = ThreadingHTTPServer(self._address, _Handler)
         self._server.hub = self
         self._address = self._server.server_address
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
 
     def fetched(self) -> list[str]:
-        """The names of the files that were asked for."""
-        return [
-            entry.path.split("/resolve/")[1].split("/", 1)[1]
-            for entry in self.log
-            if entry.method == "GET" and "/resolve/" in entry.path
-        ]
+        """The names of the files whose content was asked for."""
+        gets = [entry.path for entry in self.log if entry.method == "GET" and "/resolve/" in entry.path]
+        return [path.split("/resolve/")[1].split("/", 1)[1] for path in gets]
 
     def revision(self, repo_id: str) -> str:
-        return hashlib.sha1(repr(self.repos[repo_id]).encode()).hexdigest()
+        return hashlib.sha1(b"".join(self.repos[repo_id].values())).hexdigest()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -115,6 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
             "X-Repo-Commit": hub.revision(repo_id),
             "Accept-Ranges": "bytes",
         }
+        if hub.xet:
+            headers |= {"X-Xet-Hash": "0" * 64, "X-Xet-Refresh-Route": f"{hub.url}/nowhere"}
         if self.command == "HEAD":
             return self._headers(200, headers, len(content))
         fault = hub.faults[name].pop(0) if hub.faults.get(name) else None

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import gguf
 import pytest
-from fake_hub import FakeHub
 from gguf.constants import TokenType
 from transformers import AutoConfig, AutoTokenizer
 
 from config import DEFAULT_MODEL, SUPPORTED_MODELS, ModelConfig, get_model_config
+from fake_hub import FakeHub
 from model_source import exclusive, fetch_checkpoint, tokenizer_from_gguf, written_whole
 
 ROOT = Path(__file__).parents[1]
@@ -278,7 +278,7 @@ def test_a_full_disk_is_found_out_before_anything_is_downloaded(hub, fetch):
     [
         ("tinyllama-chat", "tiny-llama-1b-chat"),
         ("QWEN3-4", "qwen3-4b"),
-        ("", DEFAULT_MODEL),
+        ("0", DEFAULT_MODEL),
         ("../nowhere", ""),
     ],
 )

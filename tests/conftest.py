@@ -1,0 +1,49 @@
+"""Fixtures shared by the tests. The default model is fetched once and converted once, into `models/`."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import telemetry
+
+telemetry.turn_off()
+
+import conversion
+from chat import ChatModel
+from config import DEFAULT_MODEL, SUPPORTED_MODELS
+from tiny_checkpoints import FAMILIES, make_tiny_checkpoint
+
+PROJECT = Path(__file__).parent.parent
+MODELS_DIR = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR", PROJECT / "models"))
+# With these, two ways to compute the same thing agree to 1e-5; the defaults trade that for speed.
+EXACT = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tmp_path_factory) -> dict[str, Path]:
+    """One tiny checkpoint folder per architecture."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {family: make_tiny_checkpoint(root / family, family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """The default model at INT8."""
+    return conversion.prepare_model(DEFAULT_MODEL, "INT8", MODELS_DIR)
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_folder):
+    """The default model and its tokenizer, loaded in exact mode."""
+    return conversion.load_model(smollm2_folder, ov_config=EXACT)
+
+
+@pytest.fixture(scope="session")
+def smollm2_chat(smollm2) -> ChatModel:
+    """A ChatModel on the default model."""
+    return ChatModel(*smollm2, SUPPORTED_MODELS[DEFAULT_MODEL])
