@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: install chat lab test clean
+.PHONY: install chat lab test notebook clean
 
 install: .venv/installed
 
@@ -25,6 +25,9 @@ lab: install
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)
+
+notebook: install  # run it from top to bottom and save the outputs
+	$(BIN)/python run_notebook.py
 
 clean:
 	rm -rf .venv models

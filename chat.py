@@ -6,8 +6,11 @@ will do) and where the text is shown.
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from jinja2 import TemplateError
 
 from config import ModelConfig
 from engine import OptimumEngine, SamplingParams
@@ -82,7 +85,9 @@ class ChatModel:
                 f"{config.model_id} has no chat template, so it is probably no chat model. If it is one, "
                 "set ModelConfig.chat_template to the Jinja text of its model card."
             )
-        self.max_context = config.max_context or self.engine.max_context
+        # They differ where another checkpoint takes the place of the entry's own.
+        limits = (config.max_context, self.engine.max_context)
+        self.max_context = min((limit for limit in limits if limit is not None), default=None)
         vocabulary = tokenizer.get_vocab()
         single_tokens = {text for text in config.stop_strings if text in vocabulary}
         self.end_ids = self.engine.end_ids | {vocabulary[text] for text in single_tokens}
@@ -98,7 +103,8 @@ class ChatModel:
                 the catalogue entry's system prompt is put first; an empty one sends none.
 
         Raises:
-            ValueError: no message, an unknown role, or content that is no text.
+            ValueError: no message, an unknown role, content that is no text, or turns in an order that the
+                model's template refuses.
         """
         for message in messages:
             if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
@@ -110,9 +116,12 @@ class ChatModel:
             turns.insert(0, {"role": "system", "content": self.config.system_prompt})
         if not turns or turns[-1]["role"] != "user":
             raise ValueError("The last message must be the user's.")
-        return self.tokenizer.apply_chat_template(
-            turns, chat_template=self.config.chat_template, add_generation_prompt=True, return_dict=False
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                turns, chat_template=self.config.chat_template, add_generation_prompt=True, return_dict=False
+            )
+        except TemplateError as error:
+            raise ValueError(f"The template of {self.config.model_id} refuses this: {error}") from error
 
     def stream(self, messages: Sequence[Message], sampling: SamplingParams | None = None) -> ReplyStream:
         """The reply to the last message, as an iterator of text deltas.
@@ -129,7 +138,7 @@ class ChatModel:
             room = self.max_context - len(ids)
             if room < 1:
                 raise ValueError(
-                    f"The conversation has {len(ids)} tokens and the model's context holds {self.max_context}. "
+                    f"The conversation has {len(ids)} tokens, the model's context holds {self.max_context}. "
                     "Shorten the message or begin a new conversation."
                 )
             sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
@@ -145,24 +154,24 @@ class ChatModel:
         pending = ""  # text that might be the start of a stop string
         begun = False
         started = time.perf_counter()
-        tokens = self.engine.generate(ids, sampling)
         try:
-            for token in tokens:
-                stats.count_token(time.perf_counter() - started)
-                if token in self.end_ids:
-                    stats.finish_reason = "stop"
-                    break
-                visible, pending, stopped = split_at_stop(pending + decoder.add(token), self.stop_strings)
-                if not begun:  # templates put their own space or newline before a reply
-                    visible = visible.lstrip()
-                    begun = bool(visible)
-                if visible:
-                    yield visible
-                if stopped:
-                    stats.finish_reason = "stop"
-                    return
-            else:
-                stats.finish_reason = "length"
+            with closing(self.engine.generate(ids, sampling)) as tokens:
+                for token in tokens:
+                    stats.count_token(time.perf_counter() - started)
+                    if token in self.end_ids:
+                        stats.finish_reason = "stop"
+                        break
+                    visible, pending, stopped = split_at_stop(pending + decoder.add(token), self.stop_strings)
+                    if not begun:  # templates put their own space or newline before a reply
+                        visible = visible.lstrip()
+                        begun = bool(visible)
+                    if visible:
+                        yield visible
+                    if stopped:
+                        stats.finish_reason = "stop"
+                        return
+                else:
+                    stats.finish_reason = "length"
             rest = pending + decoder.flush()
             if rest if begun else rest.strip():
                 yield rest if begun else rest.lstrip()
@@ -172,8 +181,6 @@ class ChatModel:
         except BaseException:
             stats.finish_reason = "error"
             raise
-        finally:
-            tokens.close()
 
 
 class TextDecoder:
@@ -193,7 +200,9 @@ class TextDecoder:
         """The text that this token completes; empty while a character is unfinished."""
         self._waiting_ids.append(token)
         text = self._waiting_text()
-        if text.endswith("\ufffd"):  # what decoders write for bytes that are no character (yet)
+        # U+FFFD is what decoders write for bytes that are no character (yet). A token without text, such as a
+        # special one, is no window to decode the next one in: that would lose its space.
+        if not text or text.endswith("\ufffd"):
             return ""
         self._shown_ids, self._waiting_ids = self._waiting_ids, []
         return text

@@ -9,12 +9,14 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, closing
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 import telemetry
 from chat import ChatModel, Message, SamplingParams
@@ -30,6 +32,96 @@ EXAMPLES = [
     "Which mistakes do people often make when they write code?",
     "Write a blog post of 100 words about a walk in the rain.",
 ]
+
+PLACEHOLDER = "Type a message, Enter sends it"
+# What would take the conversation away from under the answer that is being written has to wait for its end.
+CSS = """
+body:has(.stop-button) :is(.needs-rest, button[aria-label="Clear"]) { pointer-events: none; opacity: 0.5; }
+"""
+# Gradio's default but for the bold weight: its semi-bold files (600) hold a few letters only.
+THEME = gr.themes.Default(
+    font=[
+        gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)),
+        "ui-sans-serif",
+        "system-ui",
+        "sans-serif",
+    ]
+)
+
+
+class ChatPage(gr.ChatInterface):
+    """Gradio's chat page, with what release 6.31 leaves undone.
+
+    - After an error the browser does not run what was chained with `.then`, so the page would stay locked:
+      here an error is shown, and the step that asked the model ends as if all were well.
+    - The answer to an edited message could not be stopped.
+    - A click on an example left the page unlocked, and the conversation it began was not saved.
+    - Saved conversations were encrypted with a key that died with the server.
+    - A conversation emptied by Undo made each entry of the side panel open its neighbour.
+    """
+
+    def _setup_events(self) -> None:
+        super()._setup_events()
+        self.saved_conversations.storage_key = "llm-chatbot"
+        self.saved_conversations.secret = "the page itself carries this key, so it hides nothing"
+        self.new_chat_button.elem_classes = self.chat_history_dataset.elem_classes = ["needs-rest"]
+
+        quiet = {"queue": False, "api_visibility": "undocumented"}
+        answers = []
+        for index, step in self.fns.items():
+            if self.null_component in step.outputs:
+                step.fn = shows_errors(step.fn)
+                answers.append(Dependency(None, step.get_config(), index, step.fn))
+        submit, example, retry, _option, edit = answers
+        gr.on(
+            [self.chatbot.edit, self.chatbot.example_select],
+            lambda: gr.Textbox(interactive=False, submit_btn=False, stop_btn=True),
+            None,
+            self.textbox,
+            **quiet,
+        )
+        self.textbox.stop(None, None, None, cancels=[edit], api_visibility="undocumented")
+        edit.then(unlocked_textbox, None, self.textbox, **quiet)
+        # Gradio itself saves after an edit that was not stopped; what was stopped counts as a failure.
+        for ended in (example.then, edit.failure):
+            ended(
+                lambda conversation: (conversation, unlocked_textbox()),
+                self.chatbot,
+                [self.chatbot_state, self.textbox],
+                **quiet,
+            ).then(
+                self._save_conversation,
+                [self.conversation_id, self.chatbot_state, self.saved_conversations],
+                [self.conversation_id, self.saved_conversations],
+                **quiet,
+            )
+        for answer in (submit, retry):  # which blank the placeholder
+            answer.then(lambda: gr.Textbox(placeholder=PLACEHOLDER), None, self.textbox, **quiet)
+
+    def _load_conversation(self, index: int, conversations: list[list]):
+        shown = [position for position, conversation in enumerate(conversations) if conversation]
+        return super()._load_conversation(shown[index], conversations)
+
+
+def unlocked_textbox() -> gr.Textbox:
+    """The message box as it is while no answer is being written."""
+    return gr.Textbox(interactive=True, submit_btn=True, stop_btn=False)
+
+
+def shows_errors(answer: Callable[..., AsyncGenerator]) -> Callable[..., AsyncGenerator]:
+    """The same steps, but a `gr.Error` becomes a message on the page and the end of the steps."""
+
+    @wraps(answer)
+    async def steps(*inputs):
+        async with aclosing(answer(*inputs)) as given:
+            try:
+                async for step in given:
+                    yield step
+            except gr.Error as error:
+                gr.Warning(error.message, title="Error")
+                yield gr.skip(), gr.skip()  # without any step the page would empty the conversation
+
+    return steps
 
 
 def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
@@ -55,14 +147,14 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
     ) -> Iterator[str]:
         """Answer a message; yields the answer so far."""
         if not message.strip():
-            raise gr.Error("The message is empty. Type a question first.")
+            raise refusal("The message is empty. Type a question first.")
         try:
             sampling = SamplingParams(
                 temperature=temperature,
                 top_p=top_p,
-                top_k=int(top_k),
+                top_k=whole(top_k),
                 repetition_penalty=repetition_penalty,
-                max_new_tokens=int(max_new_tokens),
+                max_new_tokens=whole(max_new_tokens),
             )
             text = ""
             with closing(chat_model.stream(to_messages(message, history, system_prompt), sampling)) as deltas:
@@ -70,20 +162,20 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
                     text += delta
                     yield text
         except ValueError as error:
-            raise gr.Error(str(error)) from error
+            raise refusal(str(error)) from error
         except Exception as error:
             log.exception("The model failed")
-            raise gr.Error(f"The model failed ({type(error).__name__}). The log has the details.") from error
+            raise refusal(f"The model failed ({type(error).__name__}). The log has the details.") from error
         if not text:
-            raise gr.Error("The model ended its answer before the first word. Retry, or ask in another way.")
+            raise refusal(
+                "The model ended its answer before the first word. Edit the question, or ask another."
+            )
 
-    return gr.ChatInterface(
+    page = ChatPage(
         reply,
         title=title or f"Chat with {Path(chat_model.config.model_id).name}",
         chatbot=gr.Chatbot(label="Conversation", height="65vh", buttons=["copy"], layout="bubble"),
-        textbox=gr.Textbox(
-            placeholder="Type a message, Enter sends it", label="Message", submit_btn=True, stop_btn=True
-        ),
+        textbox=gr.Textbox(placeholder=PLACEHOLDER, label="Message", submit_btn=True, stop_btn=True),
         examples=[[text] for text in EXAMPLES],
         editable=True,
         save_history=True,
@@ -140,6 +232,20 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
             ),
         ],
     )
+    for option in page.additional_inputs:
+        if isinstance(option, gr.Slider):  # whose refusals would not say which option is out of range
+            option.preprocess = lambda value: value
+    return page
+
+
+def refusal(message: str) -> gr.Error:
+    """An error that the page shows; without the traceback that Gradio would write to the terminal."""
+    return gr.Error(message, print_exception=False)
+
+
+def whole(value: Any) -> Any:
+    """3.0 as 3, since JSON does not tell them apart; anything else as it is, for SamplingParams to judge."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def to_messages(message: str, history: list[dict[str, Any]], system_prompt: str) -> list[Message]:
@@ -177,6 +283,8 @@ def launch_ui(ui: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) -
         quiet=True,
         inline=False,
         ssr_mode=False,
+        css=CSS,
+        theme=THEME,
     )
     return address
 
@@ -211,11 +319,17 @@ def main(arguments: list[str] | None = None) -> None:
         folder = conversion.prepare_model(options.model, options.precision, models_dir, options.checkpoint)
         print(f"Loading {folder} on {options.device} ...")
         model, tokenizer = conversion.load_model(folder, options.device)
+        chat_model = ChatModel(model, tokenizer, config.get_model_config(options.model))
     except (OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
-    chat_model = ChatModel(model, tokenizer, config.get_model_config(options.model))
     ui = build_ui(chat_model)
-    print(f"Open {launch_ui(ui, options.host, options.port)} in a browser. Ctrl+C ends the server.")
+    try:
+        address = launch_ui(ui, options.host, options.port)
+    except OSError:
+        sys.exit(
+            f"Error: {options.host} port {options.port} is taken or not ours. Choose another: --port 7861"
+        )
+    print(f"Open {address} in a browser. Ctrl+C ends the server.")
     ui.block_thread()
 
 

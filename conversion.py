@@ -42,6 +42,7 @@ REQUIRED_FILES = (
     "openvino_model.xml",
     "openvino_model.bin",
     "config.json",
+    "tokenizer.json",
     "tokenizer_config.json",
 )
 
@@ -72,6 +73,8 @@ def prepare_model(
         raise ValueError(f"Unknown precision {precision!r}; choose one of {', '.join(FOLDER_NAMES)}.")
     config = get_model_config(name)
     source = str(checkpoint or config.model_id)
+    if Path(source).expanduser().is_dir():
+        source = str(Path(source).expanduser().resolve())
     folder = model_folder(name, precision, models_dir)
     with exclusive(folder):
         if not _is_finished(folder, source):
@@ -83,7 +86,8 @@ def prepare_model(
                 if precision == "FP16":
                     export_fp16(checkpoint_folder, partial, config)
                 else:
-                    with _fp16_model(checkpoint_folder, name, source, models_dir, config) as fp16_folder:
+                    kept = model_folder(name, "FP16", models_dir)
+                    with _fp16_model(kept, partial, checkpoint_folder, source, config) as fp16_folder:
                         compress_weights(fp16_folder, partial, precision)
                 _write_manifest(partial, source, precision)
     return folder
@@ -104,11 +108,12 @@ def check_architecture(checkpoint_folder: Path) -> None:
     """
     import optimum.exporters.openvino  # noqa: F401  (registers what the OpenVINO exporter supports)
     from optimum.exporters.tasks import TasksManager
+    from transformers import CONFIG_MAPPING
 
     settings = json.loads((checkpoint_folder / "config.json").read_text())
     model_type = settings.get("model_type")
     known = TasksManager.get_supported_model_type_for_task("text-generation-with-past", exporter="openvino")
-    if model_type not in known:
+    if model_type not in known or model_type not in CONFIG_MAPPING:  # the latter: needs code of its own
         raise ValueError(
             f"{checkpoint_folder} holds a model of type {model_type!r}, which Optimum Intel cannot "
             "export for text generation. Choose one of a supported type (llama, qwen2, qwen3, mistral, phi3, "
@@ -168,14 +173,16 @@ def _save_end_tokens(tokenizer: "PreTrainedTokenizerBase", config: ModelConfig, 
 
 @contextmanager
 def _fp16_model(
-    checkpoint_folder: Path, name: str, source: str, models_dir: str | Path, config: ModelConfig
+    kept: Path, workspace: Path, checkpoint_folder: Path, source: str, config: ModelConfig
 ) -> Iterator[Path]:
-    """The FP16 folder if it is there, else one that lasts only as long as it is needed."""
-    kept = model_folder(name, "FP16", models_dir)
+    """The FP16 folder that is kept, if it is there, else one that lasts only as long as it is needed.
+
+    The latter is made in `workspace`: whatever clears that after a crash clears it too.
+    """
     if _is_finished(kept, source):
         yield kept
     else:
-        with tempfile.TemporaryDirectory(prefix=".FP16-", dir=kept.parent) as temporary:
+        with tempfile.TemporaryDirectory(dir=workspace) as temporary:
             export_fp16(checkpoint_folder, Path(temporary), config)
             yield Path(temporary)
 
@@ -203,10 +210,17 @@ def compress_weights(fp16_folder: Path, output: Path, precision: str) -> None:
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Keep notes on tracing and tables of bit widths, which ask nothing of a reader, off the screen."""
-    loggers = [logging.getLogger(name) for name in ("nncf", "optimum", "transformers")]
+    thresholds = {
+        "nncf": logging.ERROR,
+        "optimum": logging.ERROR,
+        "transformers": logging.ERROR,
+        # "Failed to build model wrapper.": it is built to put the inputs in order, which Optimum does anyway.
+        "openvino.frontend.pytorch.utils": logging.CRITICAL,
+    }
+    loggers = [logging.getLogger(name) for name in thresholds]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(thresholds[logger.name])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -241,7 +255,11 @@ def _damage(folder: Path) -> str | None:
         if not (folder / name).is_file():
             return f"{name} is missing"
     if (folder / MANIFEST).is_file():
-        for name, size in json.loads((folder / MANIFEST).read_text())["files"].items():
+        try:
+            sizes = json.loads((folder / MANIFEST).read_text())["files"]
+        except (ValueError, KeyError):
+            return f"{MANIFEST} cannot be read"
+        for name, size in sizes.items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
             found = (folder / name).stat().st_size

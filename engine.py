@@ -105,9 +105,8 @@ def next_token_probabilities(
 
 def draw(probabilities: torch.Tensor, generator: torch.Generator) -> int:
     """One token id from a distribution [vocabulary]."""
-    candidates = probabilities.nonzero()[
-        :, 0
-    ]  # few after top-k or top-p, and torch's draw costs by the number
+    # Few tokens are left after top-k or top-p, and torch's draw costs by their number.
+    candidates = probabilities.nonzero()[:, 0]
     return int(candidates[torch.multinomial(probabilities[candidates], 1, generator=generator)])
 
 
@@ -126,7 +125,8 @@ class OptimumEngine:
         model.compile()
         self._compiled = model.request.get_compiled_model()
         self._input_names = {port.get_any_name() for port in self._compiled.inputs}
-        self.max_context: int | None = getattr(model.config, "max_position_embeddings", None)
+        mpt_context = getattr(model.config, "max_seq_len", None)
+        self.max_context: int | None = getattr(model.config, "max_position_embeddings", mpt_context)
         eos = model.generation_config.eos_token_id
         self.end_ids = frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
 

@@ -20,8 +20,8 @@ class FakeHub:
 
     `faults` maps a file name to what its next GETs meet, one entry each: "500", "drop" (the connection ends
     after half of the body) or "vanish" (so does the whole server). `listed_sizes` overrides the sizes that
-    the listing states, `status` is the answer to everything once it is set, and with `xet` the files are said
-    to be in a Xet storage, which cannot be reached.
+    the listing states. Once set, `status` is the answer to everything, `file_status` to everything but the
+    listing. With `xet` the files are said to be in a Xet storage, which cannot be reached.
     """
 
     def __init__(self):
@@ -30,6 +30,7 @@ class FakeHub:
         self.faults: dict[str, list[str]] = {}
         self.listed_sizes: dict[str, int] = {}
         self.status: int | None = None
+        self.file_status: int | None = None
         self.xet = False
         self.log: list[Request] = []
         self._address = ("127.0.0.1", 0)
@@ -79,6 +80,8 @@ class _Handler(BaseHTTPRequestHandler):
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", url.path)
         if hub.status:
             return self._error(hub.status, "")
+        if hub.file_status and file:
+            return self._error(hub.file_status, "")
         if not (listing or file):
             return self._error(404, "")
         repo_id, revision = (listing or file).group(1, 2)

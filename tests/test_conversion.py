@@ -1,0 +1,475 @@
+"""From a checkpoint to a folder that OpenVINO runs, on tiny checkpoints; tokenizers also on the default model."""
+
+import json
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import openvino
+import openvino_tokenizers
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+import conversion
+import model_source
+from config import ModelConfig
+from conftest import EXACT
+from conversion import FOLDER_NAMES, load_model, model_folder, prepare_model
+from tiny_checkpoints import FAMILIES, make_tiny_checkpoint
+
+ROOT = Path(__file__).parents[1]
+# The tiny checkpoints stand in for these models, so that their templates and end tokens are used.
+NAMES = {"llama": "llama-2-chat-7b", "gpt_neox": "red-pajama-3b-chat", "mpt": "mpt-7b-chat"}
+FILES = {
+    "openvino_model.xml",
+    "openvino_model.bin",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "openvino_tokenizer.xml",
+    "openvino_tokenizer.bin",
+    "openvino_detokenizer.xml",
+    "openvino_detokenizer.bin",
+    "conversion.json",
+}
+
+
+@pytest.fixture(scope="session")
+def converted(tiny_checkpoints, tmp_path_factory):
+    """Converts a tiny checkpoint, the first time it is asked for."""
+    models_dir = tmp_path_factory.getbasetemp() / "models"
+    return lambda family, precision: prepare_model(
+        NAMES[family], precision, models_dir, tiny_checkpoints[family]
+    )
+
+
+@pytest.fixture
+def instant_export(monkeypatch) -> list[str]:
+    """Replaces the export by one that writes empty files; holds the names of the checkpoints exported."""
+    exported = []
+
+    def export(checkpoint_folder: Path, output: Path, config: ModelConfig) -> None:
+        exported.append(checkpoint_folder.name)
+        for name in conversion.REQUIRED_FILES:
+            (output / name).touch()
+
+    monkeypatch.setattr(conversion, "export_fp16", export)
+    return exported
+
+
+@pytest.fixture
+def no_work(monkeypatch) -> None:
+    """Whoever fetches, exports or compresses fails the test."""
+
+    def fail(*_):
+        pytest.fail("work was done")
+
+    for step in ("fetch_checkpoint", "export_fp16", "compress_weights"):
+        monkeypatch.setattr(conversion, step, fail)
+
+
+def visible_names(folder: Path) -> list[str]:
+    """What is in a folder, the lock files aside: those stay and are empty."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+# What is in a finished folder
+
+
+@pytest.mark.parametrize("precision", FOLDER_NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folder_is_complete(converted, tiny_checkpoints, family, precision):
+    folder = converted(family, precision)
+    assert set(visible_names(folder)) - {"openvino_config.json"} == FILES
+    manifest = json.loads((folder / "conversion.json").read_text())
+    assert manifest["checkpoint"] == str(tiny_checkpoints[family])
+    assert manifest["precision"] == precision
+    assert manifest["versions"]["openvino"] in openvino.get_version()
+    assert manifest["files"] == {
+        path.name: path.stat().st_size for path in folder.iterdir() if path.name != "conversion.json"
+    }
+
+
+@pytest.mark.parametrize("precision", FOLDER_NAMES)
+def test_precisions_have_their_documented_folders(precision):
+    expected = {"FP16": "FP16", "INT8": "INT8_compressed_weights", "INT4": "INT4_compressed_weights"}[
+        precision
+    ]
+    assert model_folder("qwen3-4b", precision, "somewhere") == Path("somewhere/qwen3-4b", expected)
+
+
+def test_hub_ids_and_paths_become_one_folder_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep" / "My model").mkdir(parents=True)
+    assert model_folder("owner/name", "FP16") == Path("models/owner--name/FP16")
+    assert model_folder("deep/My model", "FP16") == Path("models/My model/FP16")
+
+
+@pytest.mark.parametrize("prompt_tokens", [40, 24], ids=["at once", "in two parts"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fp16_computes_what_pytorch_does(converted, tiny_checkpoints, family, prompt_tokens):
+    reference = AutoModelForCausalLM.from_pretrained(tiny_checkpoints[family], dtype=torch.float32)
+    if family != "mpt":  # the IR keeps the frequencies of the rotary embedding as 16-bit numbers
+        rotary = reference.base_model.rotary_emb
+        rotary.inv_freq = rotary.inv_freq.half().float()
+    ids = np.random.default_rng(0).integers(5, 300, size=(1, 40))
+    with torch.inference_mode():
+        expected = reference(torch.tensor(ids)).logits[0].numpy()
+
+    model = openvino.Core().compile_model(converted(family, "FP16") / "openvino_model.xml", "CPU", EXACT)
+    request = model.create_infer_request()
+    positions = np.arange(40)[None]
+    logits = []
+    for part in filter(len, np.split(np.arange(40), [prompt_tokens])):
+        inputs = {
+            "input_ids": ids[:, part],
+            "attention_mask": np.ones((1, part[-1] + 1), dtype=np.int64),
+            "position_ids": positions[:, part],
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+        names = [port.get_any_name() for port in model.inputs]
+        request.infer({name: inputs[name] for name in names})
+        logits.append(request.get_tensor("logits").data[0].copy())
+    np.testing.assert_allclose(np.concatenate(logits), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "small_type"), [("INT8", "u8"), ("INT4", "u4")])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_weight_matrix_is_compressed(converted, tiny_checkpoints, family, precision, small_type):
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoints[family])
+    inner = model.base_model.named_modules()
+    layers = sum(isinstance(module, torch.nn.Linear) for _, module in inner)
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    ends = 1 if tied else 2  # embedding and head, 8 bits in both precisions
+
+    counts = {"u8": 0, "u4": 0, "f16": 0, "f32": 0}
+    ir = openvino.Core().read_model(converted(family, precision) / "openvino_model.xml")
+    for node in ir.get_ops():
+        shape = node.get_output_shape(0) if node.get_type_name() == "Constant" else []
+        # a matrix, or its rows in groups of 64; scales and zero points have one column
+        if len(shape) >= 2 and shape[0] > 1 and shape[-1] >= 32:
+            counts[node.get_element_type().to_string().replace("float", "f").replace("uint", "u")] += 1
+    expected = {"u8": ends, "u4": layers} if small_type == "u4" else {"u8": layers + ends, "u4": 0}
+    assert counts == {"f16": 0, "f32": 0} | expected
+
+
+@pytest.mark.parametrize("precision", FOLDER_NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_catalogue_s_template_is_in_the_folder(converted, family, precision):
+    tokenizer = AutoTokenizer.from_pretrained(converted(family, precision))
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert (
+        text
+        == {
+            "llama": "<s>[INST] Hi [/INST]",
+            "gpt_neox": "<human>: Hi\n<bot>:",
+            "mpt": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+        }[family]
+    )
+
+
+@pytest.mark.parametrize("precision", FOLDER_NAMES)
+def test_both_end_tokens_of_mpt_are_in_its_generation_config(converted, precision):
+    folder = converted("mpt", precision)
+    vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
+    ends = sorted(vocabulary[text] for text in ("<|endoftext|>", "<|im_end|>"))
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == ends
+
+
+# Tokenizers as IR
+
+
+def run_tokenizer_ir(folder: Path, texts: list[str]) -> list[list[int]]:
+    core = openvino.Core()
+    core.add_extension(openvino_tokenizers._ext_path)
+    tokenizer = core.compile_model(folder / "openvino_tokenizer.xml", "CPU")
+    return [tokenizer([text])["input_ids"][0].tolist() for text in texts]
+
+
+def test_tokenizer_ir_of_the_default_model_equals_transformers(smollm2_folder):
+    reference = json.loads((ROOT / "tests/data/smollm2_token_reference.json").read_text())
+    # Strings of openvino_tokenizers end at NUL; in a lossy case the tokenizers drop different bytes.
+    texts = [
+        case["text"]
+        for case in reference["cases"]
+        if case["name"] not in reference["lossy_cases"] and "\0" not in case["text"]
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
+    assert len(texts) > 150
+    ours = run_tokenizer_ir(smollm2_folder, texts)
+    differing = [text for text, ids in zip(texts, ours, strict=True) if ids != tokenizer.encode(text)]
+    assert differing == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokenizer_ir_of_a_family_equals_transformers(converted, family):
+    folder = converted(family, "INT8")
+    texts = ["Who are you?", " spaces  inside ", "line\nbreaks\n", "日本語 👩‍👩‍👧 é", "1234 <human>: x"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert run_tokenizer_ir(folder, texts) == [tokenizer.encode(text) for text in texts]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_detokenizer_ir_gives_the_text_back(converted, family):
+    folder = converted(family, "INT8")
+    text = "Who are you? I am an assistant.\n日本語 é"
+    ids = AutoTokenizer.from_pretrained(folder).encode(text, add_special_tokens=False)
+    core = openvino.Core()
+    core.add_extension(openvino_tokenizers._ext_path)
+    detokenizer = core.compile_model(folder / "openvino_detokenizer.xml", "CPU")
+    assert detokenizer([np.array([ids])])["string_output"][0] == text
+
+
+# Asking again
+
+
+def test_a_finished_model_is_found_without_work(converted, no_work):
+    folder = converted.__call__("llama", "INT8")
+    assert folder.is_dir()
+
+
+def test_finding_a_finished_model_imports_no_heavy_library(converted, tiny_checkpoints):
+    folder = converted("llama", "INT8")
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    script = (
+        "import sys; from conversion import prepare_model; print(prepare_model(*sys.argv[1:]));"
+        "print({'torch', 'transformers', 'openvino', 'nncf', 'optimum'} & set(sys.modules))"
+    )
+    arguments = [NAMES["llama"], "INT8", folder.parents[1], tiny_checkpoints["llama"]]
+    output = subprocess.check_output(
+        [sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, text=True
+    )
+    assert output.splitlines() == [str(folder), "set()"]
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_another_checkpoint_for_the_same_name_converts_again(tmp_path):
+    folders = []
+    for context in (128, 256, 256, 128):
+        checkpoint = tmp_path / f"context {context}"
+        if not checkpoint.exists():
+            make_tiny_checkpoint(checkpoint, "llama", max_context=context)
+        folder = prepare_model("llama-2-chat-7b", "FP16", tmp_path / "models", checkpoint)
+        config = json.loads((folder / "config.json").read_text())
+        folders.append((config["max_position_embeddings"], folder.stat().st_ino))
+    assert [context for context, _ in folders] == [128, 256, 256, 128]
+    assert folders[1] == folders[2]  # the same checkpoint again: left alone
+
+
+def test_a_relative_path_is_another_checkpoint_in_another_folder(tmp_path, monkeypatch, instant_export):
+    for place in ("a", "b"):
+        make_tiny_checkpoint(tmp_path / place / "checkpoint", "llama")
+        monkeypatch.chdir(tmp_path / place)
+        prepare_model("llama-2-chat-7b", "FP16", tmp_path / "models", "checkpoint")
+        prepare_model("llama-2-chat-7b", "FP16", tmp_path / "models", tmp_path / place / "checkpoint")
+    assert len(instant_export) == 2
+
+
+def test_compressing_starts_from_the_fp16_folder_that_is_there(converted, monkeypatch):
+    fp16 = converted("gpt_neox", "FP16")
+    shutil.rmtree(fp16.with_name("INT8_compressed_weights"), ignore_errors=True)
+    monkeypatch.setattr(conversion, "export_fp16", lambda *_: pytest.fail("exported again"))
+    assert converted("gpt_neox", "INT8").is_dir()
+
+
+def test_only_the_precision_asked_for_is_kept(tiny_checkpoints, tmp_path):
+    folder = prepare_model("llama-2-chat-7b", "INT4", tmp_path, tiny_checkpoints["llama"])
+    assert visible_names(folder.parent) == ["INT4_compressed_weights"]
+
+
+def test_two_callers_at_once_convert_once(tiny_checkpoints, tmp_path, instant_export):
+    def prepare(_):
+        return prepare_model("llama-2-chat-7b", "FP16", tmp_path, tiny_checkpoints["llama"])
+
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(prepare, range(2)))
+    assert folders[0] == folders[1]
+    assert instant_export == ["llama"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
+def test_a_folder_with_an_unreadable_manifest_is_made_anew(
+    tiny_checkpoints, tmp_path, instant_export, content
+):
+    arguments = ("llama-2-chat-7b", "FP16", tmp_path, tiny_checkpoints["llama"])
+    (prepare_model(*arguments) / "conversion.json").write_text(content)
+    prepare_model(*arguments)
+    assert len(instant_export) == 2
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize(
+    "step", ["export_fp16", "_save_tokenizer", "_save_end_tokens", "compress_weights", "_write_manifest"]
+)
+def test_after_ctrl_c_nothing_is_left_and_the_next_call_succeeds(tiny_checkpoints, tmp_path, step):
+    def interrupted(*arguments):
+        original(*arguments)
+        raise KeyboardInterrupt
+
+    original = getattr(conversion, step)
+    arguments = ("mpt-7b-chat", "INT8", tmp_path, tiny_checkpoints["mpt"])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(conversion, step, interrupted)
+        prepare_model(*arguments)
+    assert visible_names(tmp_path / "mpt-7b-chat") == []
+    folder = prepare_model(*arguments)
+    assert set(visible_names(folder)) >= FILES
+
+
+@pytest.mark.slow
+def test_after_a_kill_nothing_looks_finished_and_the_next_call_clears_up(tiny_checkpoints, tmp_path):
+    script = """
+import os, signal, sys
+import conversion
+conversion._save_tokenizer = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the weights are written by then
+conversion.prepare_model(*sys.argv[1:])
+"""
+    arguments = ("llama-2-chat-7b", "INT8", tmp_path, tiny_checkpoints["llama"])
+    process = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, capture_output=True, check=False
+    )
+    parent = tmp_path / "llama-2-chat-7b"
+    assert process.returncode == -signal.SIGKILL
+    assert list(parent.rglob("openvino_model.bin")) != []
+    assert not (parent / "INT8_compressed_weights").exists()
+    with pytest.raises(FileNotFoundError):
+        load_model(parent / "INT8_compressed_weights")
+
+    folder = prepare_model(*arguments)
+    assert visible_names(parent) == ["INT8_compressed_weights"]
+    assert set(visible_names(folder)) >= FILES
+
+
+# Refusals before any work
+
+
+@pytest.mark.parametrize("precision", ["INT2", "int8", "", None])
+def test_an_unknown_precision_is_refused_with_those_that_exist(no_work, precision):
+    with pytest.raises(ValueError, match="choose one of FP16, INT8, INT4"):
+        prepare_model("llama-2-chat-7b", precision)
+
+
+@pytest.mark.parametrize(
+    "model_type", ["t5", "made-up", None, "chatglm"], ids=lambda model_type: str(model_type)
+)
+def test_an_architecture_that_cannot_be_exported_is_named(
+    tiny_checkpoints, tmp_path, monkeypatch, model_type
+):
+    # chatglm: Optimum could export it, but only with code that comes with the checkpoint
+    checkpoint = shutil.copytree(tiny_checkpoints["llama"], tmp_path / "checkpoint")
+    (checkpoint / "config.json").write_text(json.dumps({"model_type": model_type}))
+    monkeypatch.setattr(conversion, "export_fp16", lambda *_: pytest.fail("export was tried"))
+    with pytest.raises(ValueError, match=f"holds a model of type {model_type!r}"):
+        prepare_model(str(checkpoint), "FP16", tmp_path / "models")
+    assert visible_names(tmp_path / "models" / "checkpoint") == []
+
+
+@pytest.mark.parametrize("precision", FOLDER_NAMES)
+def test_a_full_disk_is_noticed_before_the_export(tiny_checkpoints, tmp_path, monkeypatch, precision):
+    size = sum(path.stat().st_size for path in tiny_checkpoints["llama"].iterdir())
+    usage = shutil.disk_usage(tmp_path)._replace(free=size - 1)
+    monkeypatch.setattr(model_source.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(conversion, "export_fp16", lambda *_: pytest.fail("export was tried"))
+    with pytest.raises(OSError, match=rf"to {precision} needs \d+\.\d GB .* but only \d+\.\d GB are free"):
+        prepare_model("llama-2-chat-7b", precision, tmp_path, tiny_checkpoints["llama"])
+    assert visible_names(tmp_path / "llama-2-chat-7b") == []
+
+
+# Loading
+
+
+@pytest.fixture
+def copy(converted, tmp_path) -> Path:
+    """A converted folder to damage."""
+    return shutil.copytree(converted("llama", "INT8"), tmp_path / "copy")
+
+
+def test_loaded_model_computes_and_its_tokenizer_speaks_its_language(converted):
+    model, tokenizer = load_model(converted("llama", "INT8"), ov_config=EXACT)
+    inputs = tokenizer("Who are you?", return_tensors="pt")
+    assert model(**inputs).logits.shape == (1, inputs["input_ids"].shape[1], len(tokenizer))
+    assert model.request.get_compiled_model().get_property("KV_CACHE_PRECISION") == openvino.Type.f32
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere.* prepare_model"):
+        load_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"conversion.json"}))
+def test_a_missing_file_is_named(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(ValueError, match=rf"{name} is missing\. Delete it and convert the model again"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize("name", conversion.REQUIRED_FILES)
+def test_a_missing_file_is_named_also_in_a_folder_made_by_others(copy, name):
+    (copy / "conversion.json").unlink()
+    (copy / name).unlink()
+    with pytest.raises(ValueError, match=rf"{name} is missing"):
+        load_model(copy)
+
+
+def test_truncated_weights_are_noticed(copy):
+    weights = copy / "openvino_model.bin"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=f"has {len(content) - 1} bytes instead of {len(content)}"):
+        load_model(copy)
+
+
+def test_an_unreadable_manifest_is_noticed(copy):
+    (copy / "conversion.json").write_text("{")
+    with pytest.raises(ValueError, match=r"conversion\.json cannot be read"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize("name", ["openvino_model.xml", "openvino_model.bin"])
+def test_damage_in_a_folder_made_by_others_is_a_clear_error_too(copy, name):
+    (copy / "conversion.json").unlink()
+    (copy / name).write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=rf"OpenVINO cannot load {copy} on CPU"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize("device", ["NPU", "GPU.1", "cpu", "", "MADEUP:CPU"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(converted, device):
+    if device.split(".")[0] in openvino.Core().available_devices:
+        pytest.skip(f"this machine has {device}")
+    with pytest.raises(ValueError, match=f"no OpenVINO device '{device}'; there is .*CPU.* and AUTO"):
+        load_model(converted("llama", "INT8"), device)
+
+
+def test_an_unknown_property_is_a_clear_error(converted):
+    with pytest.raises(ValueError, match=r"cannot load .* on CPU.*NONSENSE"):
+        load_model(converted("llama", "INT8"), ov_config={"NONSENSE": "1"})
+
+
+# Silence
+
+
+def test_converting_logs_nothing_and_leaves_the_log_levels_alone(tiny_checkpoints, tmp_path, caplog):
+    @contextmanager
+    def levels_kept():
+        names = ("nncf", "optimum", "transformers", "openvino.frontend.pytorch.utils")
+        before = [logging.getLogger(name).level for name in names]
+        yield
+        assert [logging.getLogger(name).level for name in names] == before
+
+    with levels_kept(), caplog.at_level(logging.WARNING):
+        prepare_model("red-pajama-3b-chat", "INT8", tmp_path, tiny_checkpoints["gpt_neox"])
+    assert [record.getMessage() for record in caplog.records] == []
