@@ -118,7 +118,7 @@ def shows_errors(answer: Callable[..., AsyncGenerator]) -> Callable[..., AsyncGe
                 async for step in given:
                     yield step
             except gr.Error as error:
-                gr.Warning(error.message, title="Error")
+                gr.Warning(error.message)
                 yield gr.skip(), gr.skip()  # without any step the page would empty the conversation
 
     return steps

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -180,6 +181,7 @@ def test_a_downloaded_model_needs_neither_the_hub_nor_free_disk_space(hub, fetch
     assert fetch(HF_HUB_OFFLINE="1") == first
 
 
+@pytest.mark.slow
 def test_a_dropped_connection_is_taken_up_where_it_ended(hub, fetch):
     # huggingface_hub keeps what has arrived in chunks of 10 MiB
     hub.repos[REPO] = METADATA | {"model.safetensors": os.urandom(1 << 20) * 24}
@@ -231,11 +233,12 @@ def test_the_newest_whole_copy_is_in_use_also_after_an_interrupted_update(hub, f
 @pytest.mark.parametrize("trouble", ["xet", "firewall"])
 def test_a_hub_that_lists_files_but_does_not_deliver_them(hub, fetch, trouble):
     hub.repos[REPO] = METADATA | SINGLE
-    if trouble == "xet":
-        pytest.importorskip("hf_xet")
+    if trouble == "firewall":
+        hub.file_status = 403
+    elif find_spec("hf_xet"):  # importing it would write a log file into the user's cache
         hub.xet = True
     else:
-        hub.file_status = 403
+        pytest.skip("hf_xet is not made for this platform")
     outcome = fetch(HF_HUB_DISABLE_XET="0")
     assert outcome.error == "ConnectionError"
     assert REPO in outcome.text
@@ -436,6 +439,7 @@ def test_the_default_model_tokenizes_as_llama_cpp_does(tokenizer, case):
         assert tokenizer.decode(case["ids"]) == case["text"]
 
 
+@pytest.mark.slow
 def test_the_tokenizer_read_from_a_gguf_file_tokenizes_as_llama_cpp_does(tokenizer, tmp_path):
     # The checkpoint was written long ago, maybe by other code: take its vocabulary through a GGUF file again.
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
