@@ -34,9 +34,11 @@ EXAMPLES = [
 ]
 
 PLACEHOLDER = "Type a message, Enter sends it"
-# What would take the conversation away from under the answer that is being written has to wait for its end.
 CSS = """
-body:has(.stop-button) :is(.needs-rest, button[aria-label="Clear"]) { pointer-events: none; opacity: 0.5; }
+/* What would take the conversation away from under the answer that is being written waits for its end. */
+body:has(.stop-button) :is(.side-panel, button[aria-label="Clear"]) { pointer-events: none; opacity: 0.5; }
+/* On a phone the saved conversations stand above the chat: however many, it must stay in view. */
+@media (max-width: 768px) { div.side-panel { max-height: 4.5rem; overflow-y: auto !important; } }
 """
 # Gradio's default but for the bold weight: its semi-bold files (600) hold a few letters only.
 THEME = gr.themes.Default(
@@ -64,7 +66,7 @@ class ChatPage(gr.ChatInterface):
         super()._setup_events()
         self.saved_conversations.storage_key = "llm-chatbot"
         self.saved_conversations.secret = "the page itself carries this key, so it hides nothing"
-        self.new_chat_button.elem_classes = self.chat_history_dataset.elem_classes = ["needs-rest"]
+        self.new_chat_button.elem_classes = self.chat_history_dataset.elem_classes = ["side-panel"]
 
         quiet = {"queue": False, "api_visibility": "undocumented"}
         answers = []
@@ -317,7 +319,6 @@ def main(arguments: list[str] | None = None) -> None:
     models_dir = os.environ.get("LLM_CHATBOT_MODELS_DIR", "models")
     try:
         folder = conversion.prepare_model(options.model, options.precision, models_dir, options.checkpoint)
-        print(f"Loading {folder} on {options.device} ...")
         model, tokenizer = conversion.load_model(folder, options.device)
         chat_model = ChatModel(model, tokenizer, config.get_model_config(options.model))
     except (OSError, ValueError) as error:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config import ModelConfig, get_model_config
-from model_source import check_disk, exclusive, fetch_checkpoint, written_whole
+from model_source import check_disk, exclusive, fetch_checkpoint, show_progress, written_whole
 
 if TYPE_CHECKING:
     from optimum.intel import OVModelForCausalLM
@@ -130,7 +130,8 @@ def export_fp16(checkpoint_folder: Path, output: Path, config: ModelConfig) -> N
     from optimum.intel import OVConfig
     from transformers import AutoTokenizer
 
-    with _quiet_libraries():
+    size = sum(file.stat().st_size for file in checkpoint_folder.iterdir())
+    with _quiet_libraries(), show_progress("Exporting to FP16", output, total=size):
         main_export(
             str(checkpoint_folder),
             output=output,
@@ -152,9 +153,27 @@ def _save_tokenizer(tokenizer: "PreTrainedTokenizerBase", output: Path) -> None:
 
     tokenizer.padding_side = "left"  # a batch of prompts must end, not begin, at the same position
     tokenizer.save_pretrained(output)
+    _unite_digit_split(tokenizer)
     tokenizer_model, detokenizer_model = convert_tokenizer(tokenizer, with_detokenizer=True)
     openvino.save_model(tokenizer_model, output / "openvino_tokenizer.xml")
     openvino.save_model(detokenizer_model, output / "openvino_detokenizer.xml")
+
+
+def _unite_digit_split(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Make one expression of "split off each digit, then split as GPT-2 does" (SmolLM2); same tokens.
+
+    openvino_tokenizers would unite the two as well, but it forgets that spaces before a digit are the end of
+    their part: its tokens for the lines of a numbered list are not those that the model was trained with.
+    """
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+
+    two_splits = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    if tokenizer.is_fast and str(tokenizer.backend_tokenizer.pre_tokenizer) == str(two_splits):
+        one = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+            [Split(Regex(one), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
 
 
 def _save_end_tokens(tokenizer: "PreTrainedTokenizerBase", config: ModelConfig, output: Path) -> None:
@@ -201,7 +220,8 @@ def compress_weights(fp16_folder: Path, output: Path, precision: str) -> None:
             quantization_config=OVWeightQuantizationConfig(**COMPRESSION[precision]),
             trust_remote_code=False,
         )
-        model.save_pretrained(output)
+        with show_progress(f"Saving {precision}"):
+            model.save_pretrained(output)
     for file in fp16_folder.iterdir():
         if file.name != MANIFEST and not (output / file.name).exists():
             shutil.copy2(file, output)
@@ -257,7 +277,7 @@ def _damage(folder: Path) -> str | None:
     if (folder / MANIFEST).is_file():
         try:
             sizes = json.loads((folder / MANIFEST).read_text())["files"]
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             return f"{MANIFEST} cannot be read"
         for name, size in sizes.items():
             if not (folder / name).is_file():
@@ -309,9 +329,10 @@ def load_model(
             f"This machine has no OpenVINO device {device!r}; there is {', '.join(available)} and AUTO."
         )
     try:
-        model = OVModelForCausalLM.from_pretrained(
-            folder, device=device, ov_config=ov_config, trust_remote_code=False
-        )
+        with show_progress(f"Loading the model on {device}"):
+            model = OVModelForCausalLM.from_pretrained(
+                folder, device=device, ov_config=ov_config, trust_remote_code=False
+            )
     except RuntimeError as error:
         raise ValueError(f"OpenVINO cannot load {folder} on {device}: {error}") from error
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

