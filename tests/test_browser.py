@@ -382,6 +382,18 @@ def test_answer_to_an_edited_question_can_be_stopped(fake_window, fake_model):
     assert fake_model.asked[-1][1] == user("two")
 
 
+def test_answer_to_an_example_can_be_stopped(fake_window, fake_model):
+    window = fake_window
+    fake_model.answer = endless
+    window.choose_example(EXAMPLES[3])
+    expect(window.answers).to_contain_text("word0")
+    expect(window.box).to_be_disabled()
+    window.stop_button.click()
+    window.wait_for_rest()
+    assert fake_model.streams[-1].closed
+    expect(window.saved).to_have_text([EXAMPLES[3]])
+
+
 def test_conversation_cannot_be_changed_under_a_running_answer(fake_window, fake_model):
     window = fake_window
     window.ask("one")
