@@ -225,7 +225,7 @@ def get_model_config(model: str) -> ModelConfig:
     """
     if model in SUPPORTED_MODELS:
         return SUPPORTED_MODELS[model]
-    if Path(model).expanduser().is_dir():
+    if model and Path(model).expanduser().is_dir():  # Path("") would be the current folder
         return ModelConfig(model_id=model)
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
         return next(

@@ -291,6 +291,7 @@ def test_a_full_disk_is_found_out_before_anything_is_downloaded(hub, fetch):
         ("tinyllama-chat", "tiny-llama-1b-chat"),
         ("QWEN3-4", "qwen3-4b"),
         ("0", DEFAULT_MODEL),
+        ("", DEFAULT_MODEL),
         ("../nowhere", ""),
     ],
 )
