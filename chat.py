@@ -89,11 +89,10 @@ class ChatModel:
         limits = (config.max_context, self.engine.max_context)
         self.max_context = min((limit for limit in limits if limit is not None), default=None)
         vocabulary = tokenizer.get_vocab()
-        single_tokens = {text for text in config.stop_strings if text in vocabulary}
-        self.end_ids = self.engine.end_ids | {vocabulary[text] for text in single_tokens}
+        self.end_ids = self.engine.end_ids | {vocabulary[s] for s in config.stop_strings if s in vocabulary}
         if tokenizer.eos_token_id is not None:
             self.end_ids |= {tokenizer.eos_token_id}
-        self.stop_strings = tuple(text for text in config.stop_strings if text not in single_tokens)
+        self.stop_strings = config.stop_strings
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The prompt exactly as the model will read it, up to where the reply begins.

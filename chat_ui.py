@@ -77,7 +77,7 @@ class ChatPage(gr.ChatInterface):
         submit, example, retry, _option, edit = answers
         gr.on(
             [self.chatbot.edit, self.chatbot.example_select],
-            lambda: gr.Textbox(interactive=False, submit_btn=False, stop_btn=True),
+            lambda: gr.Textbox(interactive=False, submit_btn=False, stop_btn="Stop"),
             None,
             self.textbox,
             **quiet,
@@ -107,7 +107,7 @@ class ChatPage(gr.ChatInterface):
 
 def unlocked_textbox() -> gr.Textbox:
     """The message box as it is while no answer is being written."""
-    return gr.Textbox(interactive=True, submit_btn=True, stop_btn=False)
+    return gr.Textbox(interactive=True, submit_btn="Send", stop_btn=False)
 
 
 def shows_errors(answer: Callable[..., AsyncGenerator]) -> Callable[..., AsyncGenerator]:
@@ -177,7 +177,7 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
         reply,
         title=title or f"Chat with {Path(chat_model.config.model_id).name}",
         chatbot=gr.Chatbot(label="Conversation", height="65vh", buttons=["copy"], layout="bubble"),
-        textbox=gr.Textbox(placeholder=PLACEHOLDER, label="Message", submit_btn=True, stop_btn=True),
+        textbox=gr.Textbox(placeholder=PLACEHOLDER, label="Message", submit_btn="Send", stop_btn="Stop"),
         examples=[[text] for text in EXAMPLES],
         editable=True,
         save_history=True,

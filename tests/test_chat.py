@@ -122,6 +122,11 @@ def test_a_stop_string_is_found_letter_by_letter(playing, tokenizer):
     assert chat.engine.closed and chat.engine.computed == len(f"I am. {STOP}")
 
 
+def test_a_stop_string_that_is_a_token_is_found_inside_other_tokens_too(playing, tokenizer):
+    assert "o" in tokenizer.get_vocab()
+    assert playing("the quick fox", stop_strings=("o",)).generate(ASK) == "the quick f"
+
+
 @pytest.mark.parametrize("before", ["", "I am.", "<", "<hum", "<<human", "a < b > c: "])
 def test_however_a_text_is_cut_the_same_part_is_shown(before):
     for cuts in CUTS:
@@ -258,6 +263,11 @@ def test_a_character_cut_off_by_the_end_is_shown_as_such(tokenizer):
     assert set(deltas_of(tokenizer, ids)[-1]) == {REPLACEMENT}
 
 
+def test_a_reply_cut_off_in_a_character_ends_with_the_mark_for_it(playing, tokenizer):
+    reply = playing(byte_tokens(tokenizer, "a€")[:-1], stop_strings=(STOP,)).generate(ASK)
+    assert reply.rstrip(REPLACEMENT) == "a" != reply
+
+
 def test_a_special_token_inside_a_reply_does_not_swallow_the_space_after_it(byte_fallback):
     before, after = ids_of(byte_fallback, "the quick"), ids_of(byte_fallback, "brown fox")
     ids = [*before, byte_fallback.bos_token_id, *after]
@@ -319,6 +329,13 @@ def test_closing_after_the_end_changes_nothing(playing):
     stream = playing("one").stream(ASK)
     list(stream)
     stream.close()
+    stream.close()
+    assert stream.stats.finish_reason == "length"
+
+
+def test_closing_at_the_last_delta_is_no_cancellation(playing):
+    stream = playing("<", stop_strings=(STOP,)).stream(ASK)
+    assert next(stream) == "<"  # held back until the model had ended
     stream.close()
     assert stream.stats.finish_reason == "length"
 
