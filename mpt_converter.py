@@ -10,6 +10,7 @@ The steps, each a function below: a forward pass with an explicit KV cache (`Mpt
 import gc
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,8 +41,36 @@ HONOURED = {
     "attn_config.attn_logit_softcapping": (None,),
     "ffn_config.ffn_type": ("mptmlp",),
 }
+# Settings that transformers accepts as floats only. Checkpoints also write them as whole numbers:
+# mpt-7b-storywriter has "clip_qkv": 6.
+FLOATS = ("clip_qkv", "softmax_scale", "logit_scale", "layer_norm_epsilon")
 # Far below any attention score, and together with ALiBi still a finite 16-bit number.
 MASKED = -(2.0**15)
+
+
+def load_mpt(checkpoint_folder: str | Path) -> "MptForCausalLM":
+    """Load an MPT checkpoint with transformers' own class, in the precision it is stored in.
+
+    Also as the Hub stores MosaicML's: written for code of its own, which is never run.
+
+    Raises:
+        ValueError: a setting of the model cannot be honoured, or the weights are not those that
+            transformers' class has.
+    """
+    from transformers import MptConfig, MptForCausalLM
+
+    settings = json.loads((Path(checkpoint_folder) / "config.json").read_text())
+    check_settings(settings)
+    settings.pop("auto_map", None)
+    attention = dict(settings.get("attn_config") or {})
+    attention.pop("attn_pdrop", None)  # dropout ends with training, and transformers takes whole numbers only
+    for part in (settings, attention):
+        part |= {key: float(part[key]) for key in FLOATS if isinstance(part.get(key), int)}
+    config = MptConfig.from_dict(settings | {"attn_config": attention})
+    try:
+        return MptForCausalLM.from_pretrained(checkpoint_folder, config=config, dtype="auto").eval()
+    except RuntimeError as error:
+        raise ValueError(f"transformers' MPT class cannot hold {checkpoint_folder}: {error}") from error
 
 
 def convert_mpt(
@@ -181,7 +210,7 @@ class MptWithCache(nn.Module):
             past: keys and values of layer 0, of layer 1, ...: each [batch, heads, cached, head size].
 
         Returns:
-            Logits [batch, new, vocabulary], then the keys and values, [batch, heads, cached + new, head size].
+            Logits [batch, new, vocabulary], then the longer cache, with cached + new tokens.
         """
         bias = self.attention_bias(attention_mask, input_ids.shape[1])
         hidden = self.embedding(input_ids)
@@ -219,9 +248,8 @@ class MptWithCache(nn.Module):
         qkv = block["qkv"](hidden)
         if self.clip_qkv:
             qkv = qkv.clamp(-self.clip_qkv, self.clip_qkv)
-        query, key, value = (
-            rearrange(x, "b n (h d) -> b h n d", **heads) for x in qkv.split(self.config.d_model, dim=-1)
-        )
+        parts = qkv.split(self.config.d_model, dim=-1)
+        query, key, value = (rearrange(part, "b n (h d) -> b h n d", **heads) for part in parts)
         key = torch.cat([past[0], key], dim=2)
         value = torch.cat([past[1], value], dim=2)
         attended = nn.functional.scaled_dot_product_attention(
@@ -236,7 +264,7 @@ def cache_names(config: "MptConfig", prefix: str) -> list[str]:
 
 
 def example_inputs(config: "MptConfig") -> tuple[torch.Tensor, ...]:
-    """Two sequences of three new tokens after two cached ones: no size is 1, where a tracer might cut corners."""
+    """Three new tokens after two cached ones, twice: a tracer might cut corners where a size is 1."""
     cache = torch.zeros(2, config.n_heads, 2, config.d_model // config.n_heads)
     ids = torch.ones(2, 3, dtype=torch.int64)
     return ids, torch.ones(2, 5, dtype=torch.int64), *[cache] * (2 * config.n_layers)
@@ -274,8 +302,8 @@ def _weights_as_they_are(model: MptWithCache) -> Iterator[None]:
     """Let 16-bit weights be traced without copies of 32 bits, and without computing with them."""
     from openvino.frontend.pytorch import patch_model
 
-    # Private in OpenVINO, but the way Optimum goes too. It changes only the modules of `model`, which are ours,
-    # and torch.bmm until it is undone.
+    # Private in OpenVINO, but Optimum calls it too. It changes the modules of `model`, which are our own, and
+    # torch.bmm until it is undone.
     patch_model.__make_16bit_traceable(model)
     try:
         yield
@@ -325,3 +353,40 @@ def compress(graph: "openvino.Model", precision: str) -> "openvino.Model":
         ratio=1.0,
         advanced_parameters=adjust,
     )
+
+
+def export_mpt_onnx(pt_model: "MptForCausalLM", path: str | Path) -> Path:
+    """Write an MPT model as ONNX, for runtimes other than OpenVINO; the model is left as it was.
+
+    The same forward pass with the same names: the cache is explicit, inputs past_key_values.N.key / .value and
+    outputs present.N.key / .value. Weights of 16 bits become 32-bit ones, in memory as well as in the file.
+
+    Args:
+        pt_model: float32, float16 or bfloat16, on the CPU.
+        path: the .onnx file; large weights come to lie in files beside it.
+
+    Raises:
+        ValueError: a setting of the model cannot be honoured.
+    """
+    config = pt_model.config
+    check_settings(config.to_dict())
+    past, present = cache_names(config, "past_key_values"), cache_names(config, "present")
+    axes = {"input_ids": {0: "batch", 1: "new"}, "attention_mask": {0: "batch", 1: "total"}}
+    axes |= {name: {0: "batch", 2: "cached"} for name in past}
+    axes |= {"logits": {0: "batch", 1: "new"}} | {name: {0: "batch", 2: "total"} for name in present}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad(), _no_torchscript_left(), warnings.catch_warnings():
+        # torch recommends its newer exporter, which needs packages that nothing else here does.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            MptWithCache(pt_model).float(),
+            example_inputs(config),
+            path,
+            input_names=["input_ids", "attention_mask", *past],
+            output_names=["logits", *present],
+            dynamic_axes=axes,
+            opset_version=17,
+            dynamo=False,
+        )
+    return path
