@@ -161,9 +161,11 @@ def export_mpt(checkpoint_folder: Path, output: Path, config: ModelConfig, preci
 
 def _convert_tokenizer(checkpoint_folder: Path, output: Path, config: ModelConfig) -> None:
     """Put a checkpoint's tokenizer beside its IR, with the catalogue's template and end tokens."""
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint_folder, trust_remote_code=False)
+    # The configuration as it was converted: transformers may not accept the checkpoint's own.
+    own = AutoConfig.from_pretrained(output, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_folder, config=own, trust_remote_code=False)
     if config.chat_template:
         tokenizer.chat_template = config.chat_template
     _save_tokenizer(tokenizer, output)

@@ -358,8 +358,8 @@ def compress(graph: "openvino.Model", precision: str) -> "openvino.Model":
 def export_mpt_onnx(pt_model: "MptForCausalLM", path: str | Path) -> Path:
     """Write an MPT model as ONNX, for runtimes other than OpenVINO; the model is left as it was.
 
-    The same forward pass with the same names: the cache is explicit, inputs past_key_values.N.key / .value and
-    outputs present.N.key / .value. Weights of 16 bits become 32-bit ones, in memory as well as in the file.
+    The same forward pass with the same names; the cache is explicit, in inputs past_key_values.N.key / .value
+    and outputs present.N.key / .value. Weights of 16 bits become 32-bit ones, in memory and in the file.
 
     Args:
         pt_model: float32, float16 or bfloat16, on the CPU.
