@@ -79,11 +79,13 @@ def prepare_model(
     with exclusive(folder):
         if not _is_finished(folder, source):
             checkpoint_folder = fetch_checkpoint(get_model_config(source) if checkpoint else config)
-            check_architecture(checkpoint_folder)
+            model_type = check_architecture(checkpoint_folder)
             size = sum(file.stat().st_size for file in checkpoint_folder.iterdir())
             check_disk(folder, size * DISK_SHARE[precision], f"Converting {name} to {precision}")
             with written_whole(folder) as partial:
-                if precision == "FP16":
+                if model_type == "mpt":
+                    export_mpt(checkpoint_folder, partial, config, precision)
+                elif precision == "FP16":
                     export_fp16(checkpoint_folder, partial, config)
                 else:
                     kept = model_folder(name, "FP16", models_dir)
@@ -100,11 +102,11 @@ def model_folder(name: str, precision: str, models_dir: str | Path = "models") -
     return Path(models_dir) / slug / FOLDER_NAMES[precision]
 
 
-def check_architecture(checkpoint_folder: Path) -> None:
-    """Refuse, before any work, a checkpoint that cannot be exported.
+def check_architecture(checkpoint_folder: Path) -> str:
+    """The checkpoint's model type; refuses, before any work, one that cannot be exported.
 
     Raises:
-        ValueError: names the architecture and what can be done.
+        ValueError: names the architecture and what can be done, or the setting that cannot be honoured.
     """
     import optimum.exporters.openvino  # noqa: F401  (registers what the OpenVINO exporter supports)
     from optimum.exporters.tasks import TasksManager
@@ -119,6 +121,11 @@ def check_architecture(checkpoint_folder: Path) -> None:
             "export for text generation. Choose one of a supported type (llama, qwen2, qwen3, mistral, phi3, "
             "gemma3_text, gpt_neox, mpt, ...); code that a checkpoint brings along is not run."
         )
+    if model_type == "mpt":
+        from mpt_converter import check_settings
+
+        check_settings(settings)
+    return model_type
 
 
 def export_fp16(checkpoint_folder: Path, output: Path, config: ModelConfig) -> None:
@@ -128,7 +135,6 @@ def export_fp16(checkpoint_folder: Path, output: Path, config: ModelConfig) -> N
     """
     from optimum.exporters.openvino import main_export
     from optimum.intel import OVConfig
-    from transformers import AutoTokenizer
 
     size = sum(file.stat().st_size for file in checkpoint_folder.iterdir())
     with _quiet_libraries(), show_progress("Exporting to FP16", output, total=size):
@@ -139,10 +145,31 @@ def export_fp16(checkpoint_folder: Path, output: Path, config: ModelConfig) -> N
             ov_config=OVConfig(dtype="fp16"),
             trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint_folder, trust_remote_code=False)
-        if config.chat_template:
-            tokenizer.chat_template = config.chat_template
-        _save_tokenizer(tokenizer, output)
+        _convert_tokenizer(checkpoint_folder, output, config)
+
+
+def export_mpt(checkpoint_folder: Path, output: Path, config: ModelConfig, precision: str) -> None:
+    """Write an MPT checkpoint as a stateful IR, by hand: Optimum's export of MPT ends at max_seq_len.
+
+    No FP16 step in between: the weights are compressed in the graph they were traced into.
+    """
+    from mpt_converter import convert_mpt, load_mpt
+
+    with _quiet_libraries(), show_progress(f"Exporting to {precision}", output):
+        convert_mpt(load_mpt(checkpoint_folder), output, precision)
+        _convert_tokenizer(checkpoint_folder, output, config)
+
+
+def _convert_tokenizer(checkpoint_folder: Path, output: Path, config: ModelConfig) -> None:
+    """Put a checkpoint's tokenizer beside its IR, with the catalogue's template and end tokens."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    # The configuration as it was converted: transformers may not accept the checkpoint's own.
+    own = AutoConfig.from_pretrained(output, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_folder, config=own, trust_remote_code=False)
+    if config.chat_template:
+        tokenizer.chat_template = config.chat_template
+    _save_tokenizer(tokenizer, output)
     _save_end_tokens(tokenizer, config, output)
 
 
@@ -317,6 +344,8 @@ def load_model(
     from optimum.intel import OVModelForCausalLM
     from transformers import AutoTokenizer
 
+    from ov_mpt_model import OVMPTModel
+
     available = openvino.Core().available_devices
     if device.split(":")[0] not in {
         "AUTO",
@@ -328,9 +357,11 @@ def load_model(
         raise ValueError(
             f"This machine has no OpenVINO device {device!r}; there is {', '.join(available)} and AUTO."
         )
+    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    model_class = OVMPTModel if model_type == "mpt" else OVModelForCausalLM
     try:
         with show_progress(f"Loading the model on {device}"):
-            model = OVModelForCausalLM.from_pretrained(
+            model = model_class.from_pretrained(
                 folder, device=device, ov_config=ov_config, trust_remote_code=False
             )
     except RuntimeError as error:

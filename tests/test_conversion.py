@@ -323,11 +323,11 @@ def test_after_ctrl_c_nothing_is_left_and_the_next_call_succeeds(tiny_checkpoint
         raise KeyboardInterrupt
 
     original = getattr(conversion, step)
-    arguments = ("mpt-7b-chat", "INT8", tmp_path, tiny_checkpoints["mpt"])
+    arguments = ("red-pajama-3b-chat", "INT8", tmp_path, tiny_checkpoints["gpt_neox"])
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(conversion, step, interrupted)
         prepare_model(*arguments)
-    assert visible_names(tmp_path / "mpt-7b-chat") == []
+    assert visible_names(tmp_path / "red-pajama-3b-chat") == []
     folder = prepare_model(*arguments)
     assert visible_names(folder.parent) == ["INT8_compressed_weights"]  # and not the FP16 step in between
     assert set(visible_names(folder)) >= FILES

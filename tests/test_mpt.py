@@ -1,0 +1,677 @@
+"""The hand-made MPT export on tiny random models: what it computes, refuses and leaves alone."""
+
+import gc
+import json
+import math
+import subprocess
+import sys
+import weakref
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+import torch
+from openvino._offline_transformations import paged_attention_transformation
+from optimum.intel import OVModelForCausalLM
+from transformers import AutoTokenizer, MptConfig, MptForCausalLM, pipeline
+from transformers.models.mpt import modeling_mpt
+
+import conversion
+import mpt_converter
+from chat import ChatModel, SamplingParams
+from config import SUPPORTED_MODELS
+from conftest import EXACT
+from mpt_converter import alibi_slopes, cache_names, convert_mpt, export_mpt_onnx, load_mpt
+from ov_mpt_model import OVMPTModel
+from tiny_checkpoints import make_tiny_checkpoint
+
+ROOT = Path(__file__).parents[1]
+VOCABULARY = 300
+NATIVE_LENGTH = 64
+GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "use_cache": True}
+
+
+def tiny_mpt(attn_config: dict | None = None, **settings) -> MptForCausalLM:
+    """Two layers of width 64, the same weights every time, which 16 bits hold exactly."""
+    sizes = {
+        "d_model": 64,
+        "n_heads": 4,
+        "n_layers": 2,
+        "vocab_size": VOCABULARY,
+        "max_seq_len": NATIVE_LENGTH,
+    }
+    torch.manual_seed(0)
+    config = MptConfig(**(sizes | {"initializer_range": 0.2} | settings), attn_config=attn_config)
+    return MptForCausalLM(config).half().float().eval()
+
+
+def with_length(model: MptForCausalLM, max_seq_len: int) -> MptForCausalLM:
+    """The same weights with a longer ALiBi table."""
+    config = MptConfig.from_dict(model.config.to_dict() | {"max_seq_len": max_seq_len})
+    longer = MptForCausalLM(config).eval()
+    longer.load_state_dict(model.state_dict())
+    return longer
+
+
+def random_ids(*shape: int) -> torch.Tensor:
+    return torch.tensor(np.random.default_rng(0).integers(1, VOCABULARY, shape))
+
+
+def padded_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Four sequences of 20, 5, 11 and 17 tokens, padded on the left."""
+    ids, mask = random_ids(4, 20), torch.ones(4, 20, dtype=torch.int64)
+    for row, length in enumerate((20, 5, 11, 17)):
+        mask[row, : 20 - length] = 0
+    return ids * mask, mask
+
+
+@torch.no_grad()
+def reference_logits(model: MptForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+    """MPT written once more, one head and one query at a time, after its paper and llm-foundry.
+
+    What transformers' class does not know is done here: alibi_bias_max and logit_scale.
+    """
+    config, attention = model.config, model.config.attn_config
+    heads, size = config.n_heads, config.d_model // config.n_heads
+    power = 1
+    while power < heads:
+        power *= 2
+    exponents = [attention.alibi_bias_max * (head + 1) / power for head in range(power)]
+    if power != heads:
+        exponents = (exponents[1::2] + exponents[0::2])[:heads]
+
+    def norm(x, layer):
+        centred = x - x.mean(-1, keepdim=True)
+        return (
+            centred
+            / (centred.square().mean(-1, keepdim=True) + config.layer_norm_epsilon).sqrt()
+            * layer.weight
+        )
+
+    x = model.transformer.wte.weight[ids]
+    for block in model.transformer.blocks:
+        qkv = norm(x, block.norm_1) @ block.attn.Wqkv.weight.T
+        if attention.clip_qkv is not None:
+            qkv = qkv.clip(-attention.clip_qkv, attention.clip_qkv)
+        mixed = torch.zeros_like(x)
+        for head in range(heads):
+            q, k, v = (part[:, head * size :][:, :size] for part in qkv.split(config.d_model, dim=1))
+            scale = size**-0.5 if attention.softmax_scale is None else attention.softmax_scale
+            for position in range(len(ids)):
+                distances = position - torch.arange(position + 1)
+                scores = k[: position + 1] @ q[position] * scale - distances * 2.0 ** -exponents[head]
+                mixed[position, head * size :][:size] = scores.softmax(0) @ v[: position + 1]
+        x = x + mixed @ block.attn.out_proj.weight.T
+        inner = norm(x, block.norm_2) @ block.ffn.up_proj.weight.T
+        x = x + (inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))) @ block.ffn.down_proj.weight.T
+    logits = norm(x, model.transformer.norm_f) @ model.lm_head.weight.T
+    scale = config.logit_scale
+    return logits * (config.d_model**-0.5 if scale == "inv_sqrt_d_model" else scale or 1)
+
+
+def logits(model, ids: torch.Tensor, mask: torch.Tensor | None = None, **cache) -> torch.Tensor:
+    mask = torch.ones_like(ids) if mask is None else mask
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=mask, **cache).logits
+
+
+def largest(difference: torch.Tensor) -> float:
+    return difference.abs().max().item()
+
+
+@pytest.fixture(scope="module")
+def model() -> MptForCausalLM:
+    return tiny_mpt()
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory) -> Path:
+    return convert_mpt(model, tmp_path_factory.mktemp("mpt") / "FP16")
+
+
+@pytest.fixture(scope="module", params=["state", "explicit cache"])
+def ov_model(request, model, folder, tmp_path_factory) -> OVMPTModel:
+    if request.param == "explicit cache":
+        folder = convert_mpt(model, tmp_path_factory.mktemp("mpt") / "explicit", stateful=False)
+    return OVMPTModel.from_pretrained(folder, device="CPU", ov_config=EXACT)
+
+
+def converted(model: MptForCausalLM, folder: Path, precision: str = "FP16") -> OVMPTModel:
+    return OVMPTModel.from_pretrained(convert_mpt(model, folder, precision), ov_config=EXACT)
+
+
+# The numbers
+
+
+def test_the_reference_of_these_tests_agrees_with_transformers(model):
+    ids = random_ids(1, 40)
+    assert largest(reference_logits(model, ids[0]) - logits(model, ids)[0]) < 1e-4
+
+
+def test_prefill(model, ov_model):
+    ids = random_ids(2, 40)
+    assert largest(logits(ov_model, ids) - logits(model, ids)) <= 1e-4
+
+
+def test_one_token_steps_on_a_cache(model, ov_model):
+    ids = random_ids(1, 40)
+    expected = logits(model, ids)
+    cache = None
+    for position in range(40):
+        mask = torch.ones(1, position + 1, dtype=torch.int64)
+        step = ov_model(ids[:, position : position + 1], attention_mask=mask, past_key_values=cache)
+        cache = step.past_key_values
+        assert largest(step.logits[:, 0] - expected[:, position]) <= 1e-4
+
+
+def test_several_tokens_on_a_cache(model, ov_model):
+    ids, mask = padded_batch()
+    first = ov_model(ids[:, :12], attention_mask=mask[:, :12])
+    second = ov_model(ids[:, 12:], attention_mask=mask, past_key_values=first.past_key_values)
+    difference = torch.cat([first.logits, second.logits], dim=1) - logits(model, ids, mask)
+    assert largest(difference[mask.bool()]) <= 1e-4
+
+
+def test_left_padded_batch(model, ov_model):
+    ids, mask = padded_batch()
+    found = logits(ov_model, ids, mask)
+    assert found.isfinite().all()
+    assert largest((found - logits(model, ids, mask))[mask.bool()]) <= 1e-4
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_no_context_limit(model, ov_model, times):
+    ids = random_ids(1, times * NATIVE_LENGTH)
+    expected = logits(with_length(model, ids.shape[1]), ids)
+    assert largest(logits(ov_model, ids) - expected) <= 1e-4
+    if times > 1:
+        with pytest.raises(RuntimeError, match="must match the size"):
+            logits(model, ids)
+
+
+def test_generation_goes_on_beyond_the_native_length(model, ov_model):
+    ids = random_ids(1, NATIVE_LENGTH - 10)
+    expected = with_length(model, 3 * NATIVE_LENGTH).generate(ids, max_new_tokens=64, **GREEDY)
+    assert torch.equal(ov_model.generate(ids, max_new_tokens=64, **GREEDY), expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"attn_config": {"clip_qkv": 0.5}},
+        {"attn_config": {"softmax_scale": 0.5}},
+        {"attn_config": {"alibi_bias_max": 4}},
+        {"attn_config": {"alibi_bias_max": 16, "clip_qkv": 1.0, "softmax_scale": 0.1}},
+        {"n_heads": 6, "d_model": 96},
+        {"n_heads": 5, "d_model": 80, "attn_config": {"alibi_bias_max": 6}},
+        {"tie_word_embeddings": False},
+        {"logit_scale": 0.25},
+        {"logit_scale": "inv_sqrt_d_model"},
+        {"layer_norm_epsilon": 0.5},
+        {"no_bias": True, "norm_type": "layernorm", "attn_config": {"attn_uses_sequence_id": True}},
+    ],
+    ids=str,
+)
+def test_settings_are_honoured(tmp_path, settings):
+    model = tiny_mpt(**settings)
+    ids = random_ids(1, 40)
+    expected = reference_logits(model, ids[0])
+    assert largest(logits(converted(model, tmp_path), ids)[0] - expected) <= 1e-4
+
+
+def test_slopes_of_eight_heads_are_those_of_the_paper():
+    assert alibi_slopes(8, 8).tolist() == [2**-i for i in range(1, 9)]
+
+
+@pytest.mark.parametrize("heads", [1, 3, 4, 6, 12, 32, 40])
+def test_slopes_agree_with_transformers_where_it_has_any(heads):
+    table = modeling_mpt.build_mpt_alibi_tensor(heads, 2, alibi_bias_max=8)  # heads, 1, 2
+    torch.testing.assert_close(alibi_slopes(heads, 8), -table[:, 0, 0])
+
+
+# Decoding
+
+
+def test_greedy_tokens(model, ov_model):
+    ids = random_ids(1, 12)
+    longer = with_length(model, 128)
+    expected = longer.generate(ids, max_new_tokens=64, **GREEDY)
+    assert torch.equal(ov_model.generate(ids, max_new_tokens=64, **GREEDY), expected)
+
+
+def test_greedy_tokens_of_a_padded_batch_are_those_of_each_alone(model, ov_model):
+    ids, mask = padded_batch()
+    together = ov_model.generate(ids[:2], attention_mask=mask[:2], max_new_tokens=32, **GREEDY)
+    for row in range(2):
+        prompt = ids[row, mask[row].bool()][None]
+        alone = ov_model.generate(prompt, max_new_tokens=32, **GREEDY)
+        assert torch.equal(together[row, 20:], alone[0, prompt.shape[1] :])
+
+
+def test_beam_search(model, ov_model):
+    ids, mask = padded_batch()
+    arguments = {"attention_mask": mask, "num_beams": 4, "max_new_tokens": 32} | GREEDY
+    assert torch.equal(ov_model.generate(ids, **arguments), model.generate(ids, **arguments))
+
+
+def test_beam_search_tells_equal_ids_with_different_padding_apart(model, ov_model):
+    ids = random_ids(1, 6).repeat(3, 1)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    arguments = {"attention_mask": mask, "num_beams": 4, "max_new_tokens": 12} | GREEDY
+    assert torch.equal(ov_model.generate(ids, **arguments), model.generate(ids, **arguments))
+
+
+def test_sampling(model, ov_model):
+    ids, mask = padded_batch()
+    arguments = {"attention_mask": mask, "max_new_tokens": 16} | GREEDY | {"do_sample": True, "top_k": 20}
+    torch.manual_seed(0)
+    expected = model.generate(ids, **arguments)
+    torch.manual_seed(0)
+    assert torch.equal(ov_model.generate(ids, **arguments), expected)
+
+
+def test_only_new_tokens_are_computed(ov_model, monkeypatch):
+    lengths = []
+    original = ov_model.prepare_inputs
+
+    def prepare_inputs(input_ids, **arguments):
+        lengths.append(input_ids.shape[1])
+        return original(input_ids=input_ids, **arguments)
+
+    monkeypatch.setattr(ov_model, "prepare_inputs", prepare_inputs)
+    ov_model.generate(random_ids(1, 12), max_new_tokens=4, **GREEDY)
+    assert lengths == [12, 1, 1, 1]
+
+
+# The graph
+
+
+def test_inputs_and_outputs(model, folder, tmp_path):
+    def names(ports):
+        return [port.get_any_name() for port in ports]
+
+    core = openvino.Core()
+    stateful = core.read_model(folder / "openvino_model.xml")
+    assert names(stateful.inputs) == ["input_ids", "attention_mask", "beam_idx"]
+    assert names(stateful.outputs) == ["logits"]
+    assert len(stateful.get_variables()) == 4
+
+    explicit = core.read_model(convert_mpt(model, tmp_path, stateful=False) / "openvino_model.xml")
+    past = cache_names(model.config, "past_key_values")
+    assert past[:3] == ["past_key_values.0.key", "past_key_values.0.value", "past_key_values.1.key"]
+    assert names(explicit.inputs) == ["input_ids", "attention_mask", *past]
+    assert names(explicit.outputs) == ["logits", *cache_names(model.config, "present")]
+    assert str(explicit.input(past[0]).get_partial_shape()) == "[?,4,?,16]"
+    assert str(explicit.output("logits").get_partial_shape()) == f"[?,?,{VOCABULARY}]"
+
+
+def test_openvino_fuses_attention_with_its_cache(folder):
+    compiled = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", EXACT)
+    kinds = Counter()
+    for node in compiled.get_runtime_model().get_ops():
+        kind = node.get_rt_info()["layerType"]
+        kinds[kind] += 1
+        if kind == "MemoryOutput":  # written by the attention itself, with no concatenation in between
+            assert node.input_value(0).get_node().get_rt_info()["layerType"] == "ScaledDotProductAttention"
+    assert kinds["ScaledDotProductAttention"] == 2
+    assert kinds["MemoryOutput"] == 4
+    assert not kinds.keys() & {"Softmax", "MatMul"}
+
+
+@pytest.mark.parametrize(("heads", "bias_max"), [(4, 8), (6, 4)])
+def test_paged_attention_finds_the_slopes(tmp_path, heads, bias_max):
+    """Where it does not recognise ALiBi, the transformation goes on without it and says nothing."""
+    model = tiny_mpt(d_model=96, n_heads=heads, attn_config={"alibi_bias_max": bias_max})
+    graph = openvino.Core().read_model(convert_mpt(model, tmp_path) / "openvino_model.xml")
+    paged_attention_transformation(graph)
+    attentions = [node for node in graph.get_ops() if node.get_type_name() == "PagedAttentionExtension"]
+    assert len(attentions) == 2
+    for node in attentions:
+        slopes = openvino.compile_model(openvino.Model([node.input_value(11)], []), "CPU")([])[0]
+        np.testing.assert_array_equal(slopes, alibi_slopes(heads, bias_max))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_head_is_stored_once(tmp_path, tied):
+    model = tiny_mpt(tie_word_embeddings=tied, vocab_size=5000)
+    size = (convert_mpt(model, tmp_path) / "openvino_model.bin").stat().st_size
+    matrices = sum(weight.numel() for weight in model.parameters() if weight.dim() == 2)
+    assert 2 * matrices < size < 2 * matrices + 20_000
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_weights_are_kept_as_they_are(tmp_path, dtype):
+    model = tiny_mpt().to(dtype)
+    folder = convert_mpt(model, tmp_path)
+    assert next(model.parameters()).dtype == dtype
+    types = {torch.bfloat16: openvino.Type.bf16, torch.float16: openvino.Type.f16}
+    constants = [
+        node.get_element_type()
+        for node in openvino.Core().read_model(folder / "openvino_model.xml").get_ops()
+        if node.get_type_name() == "Constant" and len(node.shape) == 2 and min(node.shape) > 1
+    ]
+    assert constants == [types[dtype]] * 9
+    ids = random_ids(1, 40)
+    found = logits(OVMPTModel.from_pretrained(folder, ov_config=EXACT), ids)
+    assert largest(found - logits(model.float(), ids)) <= 1e-4
+
+
+def test_int8_loses_little_and_halves_the_size(tmp_path):
+    model = tiny_mpt(d_model=512, n_heads=8, n_layers=3, vocab_size=4000, initializer_range=0.05)
+    folders = {p: convert_mpt(model, tmp_path / p, p) for p in ("FP16", "INT8", "INT4")}
+    ids = random_ids(4, 64)
+    distributions = {}
+    for precision, folder in folders.items():
+        ov_model = OVMPTModel.from_pretrained(folder, ov_config=EXACT)
+        distributions[precision] = logits(ov_model, ids).double().log_softmax(-1)
+    exact = distributions["FP16"]
+    divergence = (exact.exp() * (exact - distributions["INT8"])).sum(-1).mean().item()
+    assert exact.exp().max(-1).values.mean() > 10 / 4000  # not all tokens the same anyway
+    assert divergence <= 0.01
+    sizes = {p: (folder / "openvino_model.bin").stat().st_size for p, folder in folders.items()}
+    assert sizes["FP16"] / sizes["INT8"] >= 1.9
+    assert sizes["FP16"] / sizes["INT4"] >= 2.7
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"attn_config": {"qk_ln": True}}, "attn_config.qk_ln = True"),
+        ({"attn_config": {"alibi": False}}, "attn_config.alibi = False"),
+        ({"attn_config": {"prefix_lm": True}}, "attn_config.prefix_lm = True"),
+        ({"attn_config": {"attn_type": "multiquery_attention"}}, "attn_type = 'multiquery_attention'"),
+        ({"attn_config": {"rope": True}}, "attn_config.rope = True"),
+        ({"attn_config": {"sliding_window_size": 128}}, "sliding_window_size = 128"),
+        ({"no_bias": False}, "no_bias = False"),
+        ({"norm_type": "rmsnorm"}, "norm_type = 'rmsnorm'"),
+        ({"ffn_config": {"ffn_type": "mptglu"}}, "ffn_config.ffn_type = 'mptglu'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_honoured_is_named_before_any_work(tmp_path, monkeypatch, settings, name):
+    model = tiny_mpt(**settings)
+    monkeypatch.setattr(mpt_converter, "MptWithCache", lambda *_, **__: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match=name):
+        convert_mpt(model, tmp_path / "model")
+    with pytest.raises(ValueError, match=name):
+        export_mpt_onnx(model, tmp_path / "model.onnx")
+
+    checkpoint = make_tiny_checkpoint(tmp_path / "checkpoint", "mpt")
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | settings))
+    monkeypatch.setattr(MptForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were read"))
+    with pytest.raises(ValueError, match=name):
+        load_mpt(checkpoint)
+    with pytest.raises(ValueError, match=name):
+        conversion.prepare_model(str(checkpoint), "FP16", tmp_path / "models")
+    assert not list(tmp_path.rglob("openvino_model.*")) + list(tmp_path.rglob("*.onnx"))
+
+
+def test_an_unknown_precision_is_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="'INT2'; choose one of FP16, INT8, INT4"):
+        convert_mpt(model, tmp_path, "INT2")
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    """llm-foundry can train feed-forward layers of other widths; transformers' class has one."""
+    checkpoint = make_tiny_checkpoint(tmp_path / "checkpoint", "mpt")
+    model = MptForCausalLM.from_pretrained(checkpoint)
+    for block in model.transformer.blocks:
+        block.ffn.up_proj.weight = torch.nn.Parameter(block.ffn.up_proj.weight[:128])
+        block.ffn.down_proj.weight = torch.nn.Parameter(block.ffn.down_proj.weight[:, :128].contiguous())
+    model.save_pretrained(checkpoint)
+    with pytest.raises(ValueError, match=r"cannot hold .*checkpoint"):
+        load_mpt(checkpoint)
+
+
+def test_other_architectures_are_refused(tmp_path, folder):
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("openvino_model.xml", "openvino_model.bin"):
+        (tmp_path / name).symlink_to(folder / name)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    with pytest.raises(ValueError, match="type 'llama'; OVMPTModel runs 'mpt' only"):
+        OVMPTModel.from_pretrained(tmp_path)
+
+
+# What is left alone
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["FP16", "INT8", "ONNX"])
+def test_the_caller_s_model_is_left_as_it_was(tmp_path, dtype, precision):
+    model = tiny_mpt().to(dtype).train()
+    ids = random_ids(1, 20)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    places = {name: weight.data_ptr() for name, weight in model.named_parameters()}
+    expected = logits(model, ids)
+    functions = {
+        value: dict(vars(value)) for value in vars(modeling_mpt).values() if isinstance(value, type)
+    } | {torch.nn.Linear: dict(vars(torch.nn.Linear)), torch.nn.Embedding: dict(vars(torch.nn.Embedding))}
+    attributes = {module: set(vars(module)) for module in model.modules()}
+    bmm = torch.bmm
+
+    if precision == "ONNX":
+        export_mpt_onnx(model, tmp_path / "model.onnx")
+    else:
+        convert_mpt(model, tmp_path, precision)
+
+    assert model.training
+    assert all(weight.requires_grad for weight in model.parameters())
+    assert {name: weight.data_ptr() for name, weight in model.named_parameters()} == places
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    assert torch.equal(logits(model, ids), expected)
+    assert all(dict(vars(owner)) == methods for owner, methods in functions.items())
+    assert {module: set(vars(module)) for module in model.modules()} == attributes
+    assert torch.bmm is bmm
+
+
+def test_nothing_keeps_the_weights_alive(tmp_path):
+    model = tiny_mpt().bfloat16()
+    weights = [weakref.ref(weight) for weight in model.parameters()]
+    storages = [weakref.ref(weight.untyped_storage()) for weight in model.parameters()]
+    convert_mpt(model, tmp_path / "ir", "INT8")
+    export_mpt_onnx(model, tmp_path / "model.onnx")
+    assert not torch.jit._recursive.concrete_type_store.type_store
+    del model
+    gc.collect()
+    assert not [weight for weight in weights if weight() is not None]
+    assert not [storage for storage in storages if storage() is not None]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("precision", ["FP16", "INT8"])
+def test_memory_stays_below_0_6_of_the_checkpoint(tmp_path, precision):
+    script = """
+import sys, threading, time
+import nncf, openvino, torch
+from mpt_converter import convert_mpt, load_mpt
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+peak, before = 0, anonymous()
+def watch():
+    global peak
+    while True:
+        peak = max(peak, anonymous())
+        time.sleep(0.01)
+threading.Thread(target=watch, daemon=True).start()
+convert_mpt(load_mpt(sys.argv[1]), sys.argv[2], sys.argv[3])
+print((peak - before) * 1024)
+"""
+    config = MptConfig(d_model=1024, n_heads=16, n_layers=24, vocab_size=4000)
+    MptForCausalLM(config).bfloat16().save_pretrained(tmp_path / "checkpoint")
+    size = (tmp_path / "checkpoint" / "model.safetensors").stat().st_size
+    arguments = [sys.executable, "-c", script, tmp_path / "checkpoint", tmp_path / "model", precision]
+    output = subprocess.check_output([*map(str, arguments)], cwd=ROOT, text=True, stderr=subprocess.DEVNULL)
+    assert int(output.split()[-1]) <= 0.6 * size + 60e6  # what any conversion takes, however small the model
+
+
+# From checkpoint to chat
+
+
+@pytest.fixture
+def hub_checkpoint(tmp_path) -> Path:
+    """A checkpoint as MosaicML put theirs on the Hub: for code of its own, in shards of bfloat16."""
+    folder = make_tiny_checkpoint(tmp_path / "hub", "mpt")
+    state = MptForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).state_dict()
+    (folder / "model.safetensors").unlink()
+    names = [name for name in state if name != "lm_head.weight"]
+    index = {}
+    for number, part in enumerate((names[:5], names[5:]), start=1):
+        file = f"pytorch_model-0000{number}-of-00002.bin"
+        torch.save({name: state[name].clone() for name in part}, folder / file)
+        index |= dict.fromkeys(part, file)
+    total = sum(2 * state[name].numel() for name in names)
+    (folder / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": index})
+    )
+    for code in ("configuration_mpt.py", "modeling_mpt.py"):
+        (folder / code).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    config = {
+        "architectures": ["MPTForCausalLM"],
+        "attn_config": {
+            "alibi": True,
+            "alibi_bias_max": 8,
+            "attn_impl": "torch",
+            "attn_pdrop": 0,
+            "attn_type": "multihead_attention",
+            "attn_uses_sequence_id": False,
+            "clip_qkv": 6,
+            "prefix_lm": False,
+            "qk_ln": False,
+            "softmax_scale": None,
+        },
+        "auto_map": {
+            "AutoConfig": "configuration_mpt.MPTConfig",
+            "AutoModelForCausalLM": "modeling_mpt.MPTForCausalLM",
+        },
+        "d_model": 64,
+        "emb_pdrop": 0,
+        "embedding_fraction": 1.0,
+        "expansion_ratio": 4,
+        "init_config": {"emb_init_std": None, "fan_mode": "fan_in", "name": "kaiming_normal_"},
+        "init_device": "cpu",
+        "learned_pos_emb": True,
+        "logit_scale": None,
+        "max_seq_len": 512,
+        "model_type": "mpt",
+        "n_heads": 4,
+        "n_layers": 2,
+        "no_bias": True,
+        "norm_type": "low_precision_layernorm",
+        "resid_pdrop": 0,
+        "tokenizer_name": "EleutherAI/gpt-neox-20b",
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.28.1",
+        "use_cache": False,
+        "verbose": 0,
+        "vocab_size": state["transformer.wte.weight"].shape[0],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_checkpoint_as_on_the_hub_becomes_a_chat(hub_checkpoint, tmp_path):
+    pt_model = load_mpt(hub_checkpoint)
+    assert pt_model.dtype == torch.bfloat16
+    assert pt_model.config.attn_config.clip_qkv == 6.0
+
+    folder = conversion.prepare_model("mpt-7b-chat", "FP16", tmp_path / "models", hub_checkpoint)
+    ov_model, tokenizer = conversion.load_model(folder, ov_config=EXACT)
+    assert isinstance(ov_model, OVMPTModel)
+    ids = random_ids(1, 40)
+    assert largest(logits(ov_model, ids) - logits(pt_model.float(), ids)) <= 1e-4
+    chat = ChatModel(ov_model, tokenizer, SUPPORTED_MODELS["mpt-7b-chat"])
+    messages = [{"role": "user", "content": "Hello"}]
+    sampling = SamplingParams(temperature=0, repetition_penalty=1, max_new_tokens=16)
+    prompt = torch.tensor([chat.encode(messages)])
+    end = sorted(chat.end_ids)
+    reply = pt_model.generate(prompt, max_new_tokens=16, do_sample=False, eos_token_id=end, pad_token_id=0)
+    expected = tokenizer.decode(reply[0, prompt.shape[1] :], skip_special_tokens=True)
+    assert chat.generate(messages, sampling) == expected.lstrip()
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("precision", ["INT8", "INT4"])
+def test_prepared_models_of_all_precisions_chat(tiny_checkpoints, tmp_path, precision):
+    folder = conversion.prepare_model("mpt-7b-chat", precision, tmp_path, tiny_checkpoints["mpt"])
+    ov_model, tokenizer = conversion.load_model(folder)
+    chat = ChatModel(ov_model, tokenizer, SUPPORTED_MODELS["mpt-7b-chat"])
+    stream = chat.stream([{"role": "user", "content": "Hello"}], SamplingParams(max_new_tokens=8, seed=0))
+    list(stream)
+    assert stream.stats.new_tokens > 0
+    assert [path for path in folder.parent.iterdir() if path.is_dir()] == [folder]
+
+
+@pytest.mark.parametrize("step", ["export_mpt", "_save_tokenizer"])
+def test_after_ctrl_c_nothing_is_left(tiny_checkpoints, tmp_path, monkeypatch, step):
+    def interrupted(*arguments):
+        original(*arguments)
+        raise KeyboardInterrupt
+
+    original = getattr(conversion, step)
+    monkeypatch.setattr(conversion, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        conversion.prepare_model("mpt-7b-chat", "INT8", tmp_path, tiny_checkpoints["mpt"])
+    assert not [path for path in (tmp_path / "mpt-7b-chat").iterdir() if not path.name.endswith(".lock")]
+
+
+def test_a_transformers_pipeline(tiny_checkpoints, tmp_path):
+    pt_model = load_mpt(tiny_checkpoints["mpt"]).float()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoints["mpt"])
+    texts = []
+    for model in (converted(pt_model, tmp_path), pt_model):
+        generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
+        texts.append(generate("Hello! Tell me", max_new_tokens=12, do_sample=False)[0]["generated_text"])
+    assert texts[0] == texts[1]
+    assert len(texts[0]) > len("Hello! Tell me")
+
+
+def test_save_and_load_again(ov_model, tmp_path):
+    ov_model.save_pretrained(tmp_path)
+    again = OVMPTModel.from_pretrained(tmp_path, ov_config=EXACT)
+    assert again.stateful == ov_model.stateful
+    ids, mask = padded_batch()
+    assert torch.equal(logits(again, ids, mask), logits(ov_model, ids, mask))
+    arguments = {"attention_mask": mask, "num_beams": 2, "max_new_tokens": 8} | GREEDY
+    assert torch.equal(again.generate(ids, **arguments), ov_model.generate(ids, **arguments))
+
+
+def test_it_is_an_ov_model_for_causal_lm(ov_model):
+    assert isinstance(ov_model, OVModelForCausalLM)
+    precision = ov_model.request.get_compiled_model().get_property("KV_CACHE_PRECISION")
+    assert precision == openvino.Type.f32
+
+
+# ONNX
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_onnx_computes_the_same(tmp_path, dtype):
+    model = tiny_mpt(n_heads=4, attn_config={"clip_qkv": 1.0, "alibi_bias_max": 4}).to(dtype)
+    file = export_mpt_onnx(model, tmp_path / "model.onnx")
+    onnx.checker.check_model(file, full_check=True)
+    compiled = openvino.Core().compile_model(file, "CPU", EXACT)
+    past = cache_names(model.config, "past_key_values")
+    assert [port.get_any_name() for port in compiled.inputs] == ["input_ids", "attention_mask", *past]
+
+    ids, total = random_ids(1, 3 * NATIVE_LENGTH), 3 * NATIVE_LENGTH
+    cache = {name: np.zeros((1, 4, 0, 16), dtype=np.float32) for name in past}
+    found = []
+    for part in (slice(0, 100), slice(100, 101), slice(101, total)):
+        inputs = {
+            "input_ids": ids[:, part].numpy(),
+            "attention_mask": np.ones((1, part.stop), dtype=np.int64),
+        }
+        outputs = compiled(inputs | cache)
+        cache = {name: outputs[name.replace("past_key_values", "present")] for name in past}
+        found.append(torch.tensor(outputs["logits"][0]))
+    assert largest(torch.cat(found) - reference_logits(model.float(), ids[0])) <= 1e-4
