@@ -1,13 +1,14 @@
 # make install   virtual environment .venv with everything
 # make chat      the chat page on the default model      (arguments: make chat ARGS="--precision INT4")
 # make lab       JupyterLab on the notebook
+# make bench     the measurements of benchmarks/
 # make test      the whole test suite, notebook run included
 
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: install chat lab test notebook clean
+.PHONY: install chat lab bench test notebook clean
 
 install: .venv/installed
 
@@ -22,6 +23,9 @@ chat: install
 
 lab: install
 	$(BIN)/jupyter lab llm_chatbot.ipynb
+
+bench: install
+	$(BIN)/python -m benchmarks.mpt_decoding
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)
