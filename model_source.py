@@ -5,6 +5,7 @@ afterwards: nothing here depends on OpenVINO. Code that a checkpoint brings alon
 """
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -254,7 +255,7 @@ def show_progress(title: str, folder: Path | None = None, total: float | None = 
         with tqdm(desc=title, total=total, unit_scale=True, bar_format=look, leave=False) as bar:
             bar.start_t -= 2
             while not done.wait(0.5):
-                bar.update(_folder_size(folder) - bar.n if folder else 0)
+                bar.n = min(_folder_size(folder), total or math.inf) if folder else 0
                 bar.refresh()
 
     watcher = threading.Thread(target=watch)
