@@ -271,9 +271,9 @@ def test_finding_a_finished_model_imports_no_heavy_library(converted, tiny_check
 
 
 def test_another_checkpoint_for_the_same_name_converts_again(tiny_checkpoints, tmp_path, instant_export):
-    for family in ("llama", "mpt", "mpt", "llama"):
+    for family in ("llama", "gpt_neox", "gpt_neox", "llama"):
         prepare_model("llama-2-chat-7b", "FP16", tmp_path, tiny_checkpoints[family])
-    assert instant_export == ["llama", "mpt", "llama"]
+    assert instant_export == ["llama", "gpt_neox", "llama"]
 
 
 def test_a_relative_path_is_another_checkpoint_in_another_folder(tmp_path, monkeypatch, instant_export):
