@@ -7,7 +7,7 @@ from huggingface_hub import constants
 
 
 def turn_off() -> None:
-    """Stop OpenVINO, NNCF, Hugging Face and Gradio from reporting usage, for this process and its children.
+    """Stop OpenVINO, NNCF, Hugging Face and Gradio from reporting usage, in this process.
 
     Call it before openvino is imported: OpenVINO and NNCF report at import, and leave it only where their
     optional dependency openvino_telemetry cannot be imported, which the None entry below brings about.
