@@ -80,7 +80,7 @@ def prepare_model(
         if not _is_finished(folder, source):
             checkpoint_folder = fetch_checkpoint(get_model_config(source) if checkpoint else config)
             model_type = check_architecture(checkpoint_folder)
-            size = sum(file.stat().st_size for file in checkpoint_folder.iterdir())
+            size = _checkpoint_size(checkpoint_folder)
             check_disk(folder, size * DISK_SHARE[precision], f"Converting {name} to {precision}")
             with written_whole(folder) as partial:
                 if model_type == "mpt":
@@ -128,6 +128,11 @@ def check_architecture(checkpoint_folder: Path) -> str:
     return model_type
 
 
+def _checkpoint_size(checkpoint_folder: Path) -> int:
+    """Bytes of a checkpoint's files."""
+    return sum(file.stat().st_size for file in checkpoint_folder.iterdir())
+
+
 def export_fp16(checkpoint_folder: Path, output: Path, config: ModelConfig) -> None:
     """Write a checkpoint as a stateful IR with 16-bit weights, with configuration and tokenizer beside it.
 
@@ -136,7 +141,7 @@ def export_fp16(checkpoint_folder: Path, output: Path, config: ModelConfig) -> N
     from optimum.exporters.openvino import main_export
     from optimum.intel import OVConfig
 
-    size = sum(file.stat().st_size for file in checkpoint_folder.iterdir())
+    size = _checkpoint_size(checkpoint_folder)
     with _quiet_libraries(), show_progress("Exporting to FP16", output, total=size):
         main_export(
             str(checkpoint_folder),
