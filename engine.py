@@ -1,16 +1,17 @@
 """Token ids in, token ids out: sampling and the decode loop on an OVModelForCausalLM.
 
-Knows token ids, logits and the model's KV cache. Refuses to know text, turns and end tokens: whoever reads
-the ids decides when the reply is over and closes the iterator, which stops the model at once, because
-every token is computed only when it is asked for.
+Knows token ids, logits and which tokens are in the KV cache. Refuses to know text, turns and end tokens:
+whoever reads the ids decides when the reply is over and closes the iterator, which stops the model at once,
+because every token is computed only when it is asked for.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from transformers import (
     LogitsProcessorList,
@@ -20,8 +21,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from kv_cache import PagedModel, StatefulModel, has_paged_form
+
 if TYPE_CHECKING:
     from optimum.intel import OVModelForCausalLM
+
+# Tokens of a prompt that are computed in one go; between two goes a request can be stopped.
+PREFILL_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -110,28 +116,87 @@ def draw(probabilities: torch.Tensor, generator: torch.Generator) -> int:
     return int(candidates[torch.multinomial(probabilities[candidates], 1, generator=generator)])
 
 
-class OptimumEngine:
-    """Decoding on an OVModelForCausalLM, several requests at a time if need be.
+class TokenStream:
+    """The tokens of one request, each computed when it is asked for.
 
-    Each request has its own OpenVINO infer request, and with it its own KV cache: all share the compiled
-    model and its weights, and none can see another's tokens.
+    Attributes:
+        reused_tokens: how many tokens of the prompt the KV cache held already; None before the first token.
+    """
+
+    def __init__(self, request: "Request", tokens: Generator[int, None, None], cancel: Callable[[], None]):
+        self._request = request
+        self._tokens = tokens
+        self._cancel = cancel
+        self._advancing = threading.Lock()
+
+    @property
+    def reused_tokens(self) -> int | None:  # noqa: D102
+        return self._request.reused_tokens
+
+    def __iter__(self) -> "TokenStream":
+        return self
+
+    def __next__(self) -> int:
+        with self._advancing:
+            return next(self._tokens)
+
+    def close(self) -> None:
+        """Stop the request; harmless when it is over.
+
+        Any thread may call this. If another one waits for a token at that moment, the engine is free when it
+        has been computed.
+        """
+        self._cancel()
+        if self._advancing.acquire(blocking=False):
+            try:
+                self._tokens.close()
+            finally:
+                self._advancing.release()
+
+
+@dataclass(eq=False)
+class Request:
+    """What the engine keeps of a request while that waits and runs."""
+
+    reused_tokens: int | None = None
+    cancelled: bool = False
+    thread: threading.Thread | None = None  # the one that asked for the newest token
+
+
+class OptimumEngine:
+    """Decoding on an OVModelForCausalLM, one request at a time, first come first served.
+
+    The KV cache outlives a request: the tokens that a prompt and the cache begin with in common are not
+    computed again. Where the two part, the cache is cut back.
+
+    The given model is left as it was, and still serves `generate` and whatever else it could. Its graph is
+    compiled a second time, with a cache that can be cut (`kv_cache.PagedModel`); a model that has never been
+    used itself has not been compiled, so the weights are in memory once.
 
     Attributes:
         max_context: how many tokens prompt and reply may have together, or None if the model does not say.
         end_ids: what the model's generation config calls the end of a sequence; not acted upon here.
+        max_requests: how many requests are computed at the same time.
     """
 
+    max_requests = 1
+
     def __init__(self, model: "OVModelForCausalLM"):
-        model.compile()
-        self._compiled = model.request.get_compiled_model()
-        self._input_names = {port.get_any_name() for port in self._compiled.inputs}
         mpt_context = getattr(model.config, "max_seq_len", None)
         self.max_context: int | None = getattr(model.config, "max_position_embeddings", mpt_context)
         eos = model.generation_config.eos_token_id
         self.end_ids = frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+        self._model = PagedModel(model) if has_paged_form(model) else StatefulModel(model)
+        self._cached_ids: list[int] = []
+        self._line: deque[Request] = deque()  # the first one has the engine, the others wait
+        self._line_moves = threading.Condition()
 
-    def generate(self, ids: Sequence[int], sampling: SamplingParams) -> Iterator[int]:
+    def generate(self, ids: Sequence[int], sampling: SamplingParams) -> TokenStream:
         """Yield `sampling.max_new_tokens` token ids; `.close()` stops between two of them.
+
+        A request that finds another one running waits until that is over or closed. Only where the main
+        thread itself has left the other one half read, it would wait for ever: those two take turns, and each
+        computes again what the other displaced.
 
         Args:
             ids: the prompt, at least one token.
@@ -141,30 +206,77 @@ class OptimumEngine:
         """
         if not ids:
             raise ValueError("The prompt has no tokens.")
-        return self._decode(list(ids), sampling)
+        request = Request()
+        return TokenStream(request, self._decode(request, list(ids), sampling), lambda: self._cancel(request))
 
-    def _decode(self, ids: list[int], sampling: SamplingParams) -> Iterator[int]:
-        request = self._compiled.create_infer_request()
+    def prefill(self, ids: Sequence[int]) -> None:
+        """Compute a prefix that prompts are going to begin with, and keep it in the cache."""
+        request = Request()
+        try:
+            self._wait_for_turn(request)
+            self._logits(request, list(ids))
+        finally:
+            self._leave(request)
+
+    def _decode(
+        self, request: Request, ids: list[int], sampling: SamplingParams
+    ) -> Generator[int, None, None]:
         generator = torch.Generator()
         if sampling.seed is None:
             generator.seed()
         else:
             generator.manual_seed(sampling.seed)
-        for count in range(sampling.max_new_tokens):
-            new_ids = ids if count == 0 else ids[-1:]
-            logits = self._infer(request, new_ids, past=len(ids) - len(new_ids))
-            token = draw(next_token_probabilities(logits, ids, sampling), generator)
-            ids.append(token)
-            yield token
+        try:
+            for _ in range(sampling.max_new_tokens):
+                self._wait_for_turn(request)
+                logits = self._logits(request, ids)
+                if request.cancelled:
+                    return
+                ids.append(draw(next_token_probabilities(logits, ids, sampling), generator))
+                yield ids[-1]
+        finally:
+            self._leave(request)
 
-    def _infer(self, request, new_ids: list[int], past: int) -> torch.Tensor:
-        """Run the model on tokens that follow `past` cached ones; returns the last position's logits."""
-        total = past + len(new_ids)
-        inputs = {
-            "input_ids": np.array([new_ids]),
-            "attention_mask": np.ones((1, total), dtype=np.int64),
-            "position_ids": np.arange(past, total)[None],
-            "beam_idx": np.zeros(1, dtype=np.int32),
-        }
-        request.infer({name: value for name, value in inputs.items() if name in self._input_names})
-        return torch.from_numpy(request.get_tensor("logits").data[0, -1].copy())
+    def _logits(self, request: Request, ids: list[int]) -> torch.Tensor | None:
+        """Logits [vocabulary] of the place after `ids`; None if the request was cancelled meanwhile."""
+        reused = self._model.cut(shared_prefix(self._cached_ids, ids))
+        if request.reused_tokens is None:
+            request.reused_tokens = reused
+        logits, done = None, reused
+        while done < len(ids) and not request.cancelled:
+            new_ids = ids[done : done + PREFILL_CHUNK]
+            self._cached_ids = []  # what the cache holds is not known if this fails
+            logits = self._model.infer(new_ids, past=done)
+            done += len(new_ids)
+            self._cached_ids = ids[:done]
+        return logits
+
+    def _wait_for_turn(self, request: Request) -> None:
+        """Return when the engine is this request's, or when that is cancelled."""
+        request.thread = threading.current_thread()
+        with self._line_moves:
+            if request not in self._line:
+                self._line.append(request)
+            if self._line[0].thread is request.thread is threading.main_thread():
+                self._line.remove(request)
+                self._line.appendleft(request)
+            self._line_moves.wait_for(lambda: self._line[0] is request or request.cancelled)
+
+    def _leave(self, request: Request) -> None:
+        with self._line_moves:
+            if request in self._line:
+                self._line.remove(request)
+            self._line_moves.notify_all()
+
+    def _cancel(self, request: Request) -> None:
+        with self._line_moves:
+            request.cancelled = True
+            self._line_moves.notify_all()
+
+
+def shared_prefix(cached: list[int], ids: list[int]) -> int:
+    """How many tokens need not be computed again. Never all of `ids`: the last one's logits are wanted."""
+    if len(cached) < len(ids) and cached == ids[: len(cached)]:
+        return len(cached)
+    pairs = zip(cached, ids[:-1], strict=False)
+    return next((n for n, (old, new) in enumerate(pairs) if old != new), min(len(cached), len(ids) - 1))

@@ -4,6 +4,9 @@ Optimum's forward lends the caller's tensors to OpenVINO, and the CPU plugin wri
 infer requests of the same compiled model into them. So every call below is given tensors of its own.
 """
 
+import gc
+import random
+import threading
 from itertools import islice
 
 import pytest
@@ -12,7 +15,14 @@ from transformers import AutoModelForCausalLM
 
 import conversion
 from conftest import EXACT
-from engine import OptimumEngine, SamplingParams, draw, next_token_probabilities
+from engine import (
+    PREFILL_CHUNK,
+    OptimumEngine,
+    SamplingParams,
+    draw,
+    next_token_probabilities,
+    shared_prefix,
+)
 from tiny_checkpoints import FAMILIES
 
 # The same as in test_conversion, so that what one file converted the other finds.
@@ -41,21 +51,22 @@ def engines(models) -> dict[str, OptimumEngine]:
 
 
 @pytest.fixture
-def llama(engines) -> OptimumEngine:
-    return engines["llama"]
+def llama(models) -> OptimumEngine:
+    """An engine of its own for each test: with nothing in its cache."""
+    return OptimumEngine(models["llama"])
 
 
 @pytest.fixture
 def inferences(llama, monkeypatch) -> list[int]:
     """How many tokens each inference of the llama engine was given, as they happen."""
     counted = []
-    infer = llama._infer
+    infer = llama._model.infer
 
-    def counting(request, new_ids, past):
+    def counting(new_ids, past):
         counted.append(len(new_ids))
-        return infer(request, new_ids, past)
+        return infer(new_ids, past)
 
-    monkeypatch.setattr(llama, "_infer", counting)
+    monkeypatch.setattr(llama._model, "infer", counting)
     return counted
 
 
@@ -123,12 +134,195 @@ def test_the_prompt_is_left_as_it_is(llama):
     assert prompt == PROMPT
 
 
-def test_interleaved_requests_do_not_mix(llama):
+def test_a_long_prompt_is_computed_in_pieces(models):
+    prompt = (PROMPT * 100)[: PREFILL_CHUNK + 40]
+    engine, other = OptimumEngine(models["mpt"]), OptimumEngine(models["mpt"])
+    for start in range(0, len(prompt), 100):  # a cache that grows in other pieces
+        other.prefill(prompt[: start + 100])
+    assert list(engine.generate(prompt, GREEDY)) == list(other.generate(prompt, GREEDY))
+
+
+# The cache between requests
+
+
+def test_a_new_turn_computes_only_what_is_new(llama, inferences):
+    stream = llama.generate(PROMPT, GREEDY)
+    reply = list(islice(stream, 5))
+    stream.close()
+    assert stream.reused_tokens == 0
+    del inferences[:]
+    stream = llama.generate([*PROMPT, *reply, 7, 8, 9], GREEDY)
+    assert stream.reused_tokens is None
+    next(stream)
+    # The reply's last token was chosen, but never read by the model.
+    assert stream.reused_tokens == len(PROMPT) + 4
+    assert inferences == [4]
+
+
+def test_a_repeated_prompt_computes_its_last_token_only(llama, inferences):
+    expected = list(llama.generate(PROMPT, GREEDY))
+    del inferences[:]
+    stream = llama.generate(PROMPT, GREEDY)
+    assert list(stream) == expected
+    assert stream.reused_tokens == len(PROMPT) - 1
+    assert inferences == [1] * GREEDY.max_new_tokens
+
+
+def test_the_cache_is_cut_back_to_where_two_prompts_part(llama, inferences):
+    list(llama.generate(PROMPT, GREEDY))
+    del inferences[:]
+    next(llama.generate([*PROMPT[:5], 9, 9, 9], GREEDY))
+    assert inferences == [3]
+
+
+def test_a_prefix_computed_ahead_is_not_computed_again(llama, inferences):
+    llama.prefill(PROMPT[:8])
+    assert inferences == [8]
+    stream = llama.generate(PROMPT, GREEDY)
+    next(stream)
+    assert stream.reused_tokens == 8
+    assert inferences == [8, len(PROMPT) - 8]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_whatever_is_cached_the_reply_is_that_of_a_fresh_engine(models, name):
+    """New turns, retries, edits, stops and switches between conversations, in random order."""
+    choice = random.Random(0)
+    engine, fresh = OptimumEngine(models[name]), OptimumEngine(models[name])
+    conversations: list[list[int]] = [[], []]
+    reused = 0
+    for _ in range(40 if name != "smollm2" else 15):
+        conversation = choice.choice(conversations)
+        step = choice.choice(["turn", "turn", "turn", "retry", "edit"])
+        if step == "edit":
+            del conversation[choice.randrange(len(conversation) + 1) :]
+        if step != "retry" or not conversation:
+            conversation += choice.choices(PROMPT, k=choice.choice([1, 5, 25]))
+        del conversation[:-300]
+        sampling = SamplingParams(
+            temperature=0, top_k=0, repetition_penalty=1, max_new_tokens=choice.choice([1, 6, 20])
+        )
+        stream = engine.generate(conversation, sampling)
+        reply = list(islice(stream, choice.choice([1, 3, 20])))
+        stream.close()
+        reused += stream.reused_tokens
+        fresh._cached_ids = []
+        expected = fresh.generate(conversation, sampling)
+        assert reply == list(islice(expected, len(reply)))
+        assert expected.reused_tokens == 0
+        expected.close()
+        conversation += reply
+    assert reused > 100
+
+
+def test_a_failed_inference_leaves_nothing_in_the_cache(llama, inferences, monkeypatch):
+    expected = list(llama.generate(PROMPT, GREEDY))
+    with monkeypatch.context() as patch:
+        patch.setattr(llama._model, "infer", failing)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            next(llama.generate([*PROMPT, 5], GREEDY))
+    stream = llama.generate(PROMPT, GREEDY)
+    assert list(stream) == expected
+    assert stream.reused_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("cached", "ids", "expected"),
+    [
+        ([], [1], 0),
+        ([1], [1], 0),
+        ([1], [1, 2], 1),
+        ([1, 2, 3], [1, 2], 1),
+        ([1, 2, 3], [1, 2, 4, 5], 2),
+        ([2, 2], [1, 2, 3], 0),
+        ([1, 2, 3], [1, 2, 3], 2),
+    ],
+)
+def test_the_last_token_of_a_prompt_is_always_computed(cached, ids, expected):
+    assert shared_prefix(cached, ids) == expected
+
+
+# Several requests
+
+
+def failing(new_ids, past):
+    raise RuntimeError("out of memory")
+
+
+def run_in_thread(work) -> tuple[threading.Thread, list]:
+    result: list = []
+    thread = threading.Thread(target=lambda: result.append(work()), daemon=True)
+    thread.start()
+    return thread, result
+
+
+def test_requests_of_several_threads_do_not_mix(llama):
+    prompts = [PROMPT, PROMPT[::-1], PROMPT[:3], [*PROMPT[:6], 9, 8, 7]] * 2
+    alone = [list(llama.generate(prompt, GREEDY)) for prompt in prompts]
+    running = [
+        run_in_thread(lambda prompt=prompt: list(llama.generate(prompt, GREEDY))) for prompt in prompts
+    ]
+    for thread, _ in running:
+        thread.join(30)
+    assert [result for _, (result,) in running] == alone
+
+
+def test_who_comes_first_is_served_first(llama):
+    first = llama.generate(PROMPT, GREEDY)
+    ready, order = threading.Event(), []
+    holder = run_in_thread(lambda: (next(first), ready.set(), ready.wait()))[0]
+    holder.join(10)
+    waiting = []
+    for number in range(4):
+        begun = threading.Event()
+
+        def ask(number=number, begun=begun):
+            tokens = llama.generate([*PROMPT, number], GREEDY)
+            begun.set()
+            next(tokens)
+            order.append(number)
+            tokens.close()
+
+        waiting.append(run_in_thread(ask)[0])
+        begun.wait(10)
+        while len(llama._line) < number + 2:  # until it stands in line
+            threading.Event().wait(0.005)
+    assert order == []
+    first.close()
+    for thread in waiting:
+        thread.join(30)
+    assert order == [0, 1, 2, 3]
+
+
+def test_two_replies_read_in_turns_by_the_main_thread_are_right(llama):
     jobs = [(PROMPT, GREEDY), (PROMPT[::-1], SAMPLED), (PROMPT[:3], GREEDY)]
     alone = [list(llama.generate(*job)) for job in jobs]
     running = [llama.generate(*job) for job in jobs]
     together = [[next(request) for request in running] for _ in range(20)]
     assert [list(tokens) for tokens in zip(*together, strict=True)] == [tokens[:20] for tokens in alone]
+
+
+def test_a_reply_that_nobody_reads_any_more_frees_the_engine(llama):
+    tokens = llama.generate(PROMPT, GREEDY)
+    run_in_thread(tokens.__next__)[0].join(10)
+    assert len(llama._line) == 1
+    del tokens
+    gc.collect()
+    assert not llama._line
+
+
+def test_a_waiting_request_can_be_closed(llama):
+    first = llama.generate(PROMPT, GREEDY)
+    run_in_thread(lambda: next(first))[0].join(10)
+    second = llama.generate(PROMPT, GREEDY)
+    thread, result = run_in_thread(lambda: list(second))
+    while len(llama._line) < 2:
+        threading.Event().wait(0.005)
+    second.close()
+    thread.join(10)
+    assert result == [[]]
+    assert len(llama._line) == 1
+    assert len(list(first)) == GREEDY.max_new_tokens - 1
 
 
 def test_the_context_length_is_what_the_checkpoint_says(engines):
@@ -174,6 +368,50 @@ def test_after_close_nothing_is_computed(llama, inferences, taken):
     assert len(inferences) == taken
 
 
+def test_close_from_another_thread_ends_the_request_with_the_token_being_computed(
+    llama, inferences, monkeypatch
+):
+    infer, computing, go_on = llama._model.infer, threading.Event(), threading.Event()
+
+    def slow(new_ids, past):
+        computing.set()
+        assert go_on.wait(10)
+        return infer(new_ids, past)
+
+    monkeypatch.setattr(llama._model, "infer", slow)
+    tokens = llama.generate(PROMPT, GREEDY)
+    thread, result = run_in_thread(lambda: list(tokens))
+    assert computing.wait(10)
+    tokens.close()
+    assert result == []
+    go_on.set()
+    thread.join(10)
+    assert result == [[]]
+    assert inferences == [len(PROMPT)]
+    assert not llama._line
+
+
+def test_a_long_prompt_can_be_stopped_half_way(models, monkeypatch):
+    engine = OptimumEngine(models["mpt"])
+    infer, counted = engine._model.infer, []
+
+    def closing(new_ids, past):
+        counted.append(len(new_ids))
+        threading.Thread(target=tokens.close).start()
+        while not engine._line[0].cancelled:
+            threading.Event().wait(0.005)
+        return infer(new_ids, past)
+
+    monkeypatch.setattr(engine._model, "infer", closing)
+    tokens = engine.generate(PROMPT * 200, GREEDY)
+    assert list(tokens) == []
+    assert counted == [PREFILL_CHUNK]
+    monkeypatch.setattr(engine._model, "infer", infer)
+    stream = engine.generate(PROMPT * 200, GREEDY)
+    next(stream)
+    assert stream.reused_tokens == PREFILL_CHUNK
+
+
 def test_a_closed_request_leaves_no_trace_in_the_next(llama):
     expected = list(llama.generate(PROMPT, GREEDY))
     closed = llama.generate(PROMPT[::-1], GREEDY)
@@ -183,17 +421,13 @@ def test_a_closed_request_leaves_no_trace_in_the_next(llama):
 
 
 def test_an_error_inside_the_model_reaches_the_caller(llama, monkeypatch):
-    def failing(request, new_ids, past):
-        if past:
-            raise RuntimeError("out of memory")
-        return torch.zeros(500)
-
-    monkeypatch.setattr(llama, "_infer", failing)
     tokens = llama.generate(PROMPT, GREEDY)
     next(tokens)
+    monkeypatch.setattr(llama._model, "infer", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         next(tokens)
     assert list(tokens) == []
+    assert not llama._line
 
 
 # Sampling

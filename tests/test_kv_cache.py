@@ -1,0 +1,129 @@
+"""The two forms of a forward pass give the same logits, whatever was cached, cut or computed in one go."""
+
+import random
+
+import pytest
+import torch
+from optimum.intel import OVModelForCausalLM
+from transformers import AutoModelForCausalLM
+
+import conversion
+from conftest import EXACT
+from kv_cache import FIRST_CAPACITY, PagedModel, StatefulModel, has_paged_form
+from tiny_checkpoints import FAMILIES
+
+NAMES = {"llama": "llama-2-chat-7b", "gpt_neox": "red-pajama-3b-chat", "mpt": "mpt-7b-chat"}
+IDS = torch.randint(3, 290, (1500,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_checkpoints, tmp_path_factory):
+    models_dir = tmp_path_factory.getbasetemp() / "models"
+    return {
+        family: conversion.prepare_model(NAMES[family], "FP16", models_dir, checkpoint)
+        for family, checkpoint in tiny_checkpoints.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def models(folders):
+    return {family: conversion.load_model(folder, ov_config=EXACT)[0] for family, folder in folders.items()}
+
+
+@pytest.fixture
+def paged(models) -> PagedModel:
+    return PagedModel(models["llama"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_forms_give_the_logits_of_pytorch(tiny_checkpoints, models, family):
+    reference = AutoModelForCausalLM.from_pretrained(tiny_checkpoints[family], dtype=torch.float32)
+    with torch.inference_mode():
+        expected = reference(torch.tensor([IDS[:60]])).logits[0]
+    paged, stateful = PagedModel(models[family]), StatefulModel(models[family])
+    for past, total in ((0, 40), (40, 41), (41, 60)):
+        logits = paged.infer(IDS[past:total], past)
+        torch.testing.assert_close(logits, stateful.infer(IDS[past:total], past), atol=1e-4, rtol=0)
+        # Rotary frequencies are stored with 16 bits in the converted model.
+        torch.testing.assert_close(logits, expected[total - 1], atol=0.02, rtol=0)
+
+
+def test_a_cut_cache_gives_what_a_fresh_one_does(models):
+    """Also in the middle of a block, and after the room for the cache has grown."""
+    choice = random.Random(0)
+    model, fresh = PagedModel(models["mpt"]), StatefulModel(models["mpt"])  # MPT has no longest context
+    cached: list[int] = []
+    for _ in range(30):
+        kept = choice.randrange(len(cached) + 1)
+        new_ids = choice.sample(IDS, choice.choice([1, 2, 31, 32, 33, 200]))
+        cached = [*cached[: model.cut(kept)], *new_ids]
+        assert len(cached) == kept + len(new_ids)
+        expected = fresh.infer(cached, past=fresh.cut(0))
+        torch.testing.assert_close(model.infer(new_ids, past=kept), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["f32", "f16", "u8"])
+def test_the_cache_survives_growing(folders, precision):
+    loaded, _ = conversion.load_model(folders["mpt"], ov_config=EXACT | {"KV_CACHE_PRECISION": precision})
+    model = PagedModel(loaded)
+    model.infer(IDS[:FIRST_CAPACITY], past=0)
+    before = model.infer(IDS[-8:], past=FIRST_CAPACITY - 8)
+    assert model._capacity == FIRST_CAPACITY
+    model.infer(IDS[-8:], past=FIRST_CAPACITY)
+    assert model._capacity == 2 * FIRST_CAPACITY
+    again = model.infer(IDS[-8:], past=FIRST_CAPACITY - 8)
+    torch.testing.assert_close(again, before, atol=1e-4 if precision == "f32" else 0.05, rtol=0)
+
+
+def test_the_stateful_form_keeps_all_or_nothing(models):
+    model = StatefulModel(models["llama"])
+    assert model.cut(0) == 0
+    model.infer(IDS[:10], past=0)
+    assert model.cut(10) == 10
+    assert model.cut(9) == 0
+
+
+def test_logits_are_computed_for_the_last_token_only(paged):
+    paged.infer(IDS[:50], past=0)
+    assert paged._request.get_tensor("logits").shape[0] == 1
+
+
+def test_the_given_model_is_neither_changed_nor_compiled(folders):
+    model = OVModelForCausalLM.from_pretrained(folders["llama"], compile=False, ov_config=EXACT)
+    inputs = {port.get_any_name() for port in model.model.inputs}
+    assert has_paged_form(model)
+    PagedModel(model).infer(IDS[:10], past=0)
+    assert model.request is None
+    assert {port.get_any_name() for port in model.model.inputs} == inputs
+    ids = torch.tensor([IDS[:10]])
+    assert model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3).shape == (1, 13)
+
+
+def test_the_model_s_settings_are_used(folders):
+    for precision, expected in (("f32", "float"), ("u8", "uint8_t")):
+        loaded, _ = conversion.load_model(folders["llama"], ov_config={"KV_CACHE_PRECISION": precision})
+        ports = PagedModel(loaded)._cache_ports
+        assert {port.get_element_type().to_string() for port in ports.values()} == {
+            {"float": "f32", "uint8_t": "u8"}[expected]
+        }
+
+
+def test_the_paged_form_runs_on_auto(folders):
+    auto, _ = conversion.load_model(folders["llama"], "AUTO", ov_config=EXACT)
+    assert has_paged_form(auto)
+    cpu, _ = conversion.load_model(folders["llama"], "CPU", ov_config=EXACT)
+    expected = PagedModel(cpu).infer(IDS[:20], past=0)
+    torch.testing.assert_close(PagedModel(auto).infer(IDS[:20], past=0), expected, atol=1e-4, rtol=0)
+
+
+def test_a_model_with_another_state_than_keys_and_values_has_no_paged_form(models, monkeypatch):
+    operations = models["llama"].model.get_ops()
+    one_more = [*operations, next(node for node in operations if node.get_type_name() == "ReadValue")]
+    monkeypatch.setattr(type(models["llama"].model), "get_ops", lambda _: one_more)
+    assert not has_paged_form(models["llama"])
+
+
+def test_a_device_without_paged_attention_gets_the_stateful_form(models, monkeypatch):
+    assert has_paged_form(models["llama"])
+    monkeypatch.setattr(models["llama"], "_device", "NPU", raising=False)
+    assert not has_paged_form(models["llama"])
