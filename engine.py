@@ -25,6 +25,7 @@ from kv_cache import PagedModel, StatefulModel, has_paged_form
 
 if TYPE_CHECKING:
     from optimum.intel import OVModelForCausalLM
+    from transformers import GenerationConfig, PretrainedConfig
 
 # Tokens of a prompt that are computed in one go; between two goes a request can be stopped.
 PREFILL_CHUNK = 512
@@ -182,10 +183,7 @@ class OptimumEngine:
     max_requests = 1
 
     def __init__(self, model: "OVModelForCausalLM"):
-        mpt_context = getattr(model.config, "max_seq_len", None)
-        self.max_context: int | None = getattr(model.config, "max_position_embeddings", mpt_context)
-        eos = model.generation_config.eos_token_id
-        self.end_ids = frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+        self.max_context, self.end_ids = model_limits(model.config, model.generation_config)
         self._model = PagedModel(model) if has_paged_form(model) else StatefulModel(model)
         self._cached_ids: list[int] = []
         self._line: deque[Request] = deque()  # the first one has the engine, the others wait
@@ -272,6 +270,16 @@ class OptimumEngine:
         with self._line_moves:
             request.cancelled = True
             self._line_moves.notify_all()
+
+
+def model_limits(
+    config: "PretrainedConfig", generation_config: "GenerationConfig"
+) -> tuple[int | None, frozenset[int]]:
+    """A model's context length in tokens, None if it does not say; and its end tokens."""
+    mpt_context = getattr(config, "max_seq_len", None)
+    eos = generation_config.eos_token_id
+    end_ids = frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    return getattr(config, "max_position_embeddings", mpt_context), end_ids
 
 
 def shared_prefix(cached: list[int], ids: list[int]) -> int:
