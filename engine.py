@@ -12,12 +12,11 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from transformers import (
     LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
-    TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
@@ -78,18 +77,41 @@ def _check_integer(name: str, value: int, low: int) -> None:
         raise ValueError(f"{name} must be a whole number, {low} or more, not {str(value)[:40]}")
 
 
-def logits_processors(sampling: SamplingParams) -> LogitsProcessorList:
-    """The rules of `sampling` as transformers' logits processors, in the order `generate` applies them."""
-    rules = LogitsProcessorList()
+def candidates(
+    logits: torch.Tensor, ids: Sequence[int], sampling: SamplingParams
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens that `sampling` chooses among, and the probability of each.
+
+    The rules are those of transformers, and on the few tokens that top-k leaves they are its own code. What
+    works on the whole vocabulary, once per token of the reply, is NumPy: PyTorch would share it out among
+    threads, which costs more than the work, and OpenVINO's threads would wait for the processor.
+
+    Args:
+        logits: [vocabulary], of the last position.
+        ids: prompt and reply so far, for the repetition penalty.
+
+    Returns:
+        Token ids [n] and their probabilities [n]: n is 1 for greedy decoding, else `top_k`, or without it the
+        size of the vocabulary.
+    """
+    scores = logits.float().numpy().copy()
     if sampling.repetition_penalty != 1:
-        rules.append(RepetitionPenaltyLogitsProcessor(penalty=float(sampling.repetition_penalty)))
-    if sampling.temperature not in (0, 1):
+        seen = np.array(ids)
+        factor = np.where(scores[seen] < 0, sampling.repetition_penalty, 1 / sampling.repetition_penalty)
+        scores[seen] = scores[seen] * factor
+    if sampling.temperature == 0:
+        return torch.tensor([scores.argmax()]), torch.ones(1)
+    tokens = np.arange(len(scores))
+    if 0 < sampling.top_k < len(scores):
+        # Before the temperature, which does not change the order.
+        tokens = np.argpartition(scores, -sampling.top_k)[-sampling.top_k :]
+    rules = LogitsProcessorList()
+    if sampling.temperature != 1:
         rules.append(TemperatureLogitsWarper(float(sampling.temperature)))
-    if sampling.top_k != 0:
-        rules.append(TopKLogitsWarper(top_k=sampling.top_k))
     if sampling.top_p < 1:
         rules.append(TopPLogitsWarper(top_p=float(sampling.top_p)))
-    return rules
+    kept = rules(None, torch.from_numpy(scores[tokens])[None])[0]
+    return torch.from_numpy(tokens), torch.softmax(kept, dim=-1)
 
 
 def next_token_probabilities(
@@ -104,17 +126,13 @@ def next_token_probabilities(
     Returns:
         Probabilities [vocabulary]; all on one token where the temperature is 0.
     """
-    scores = logits_processors(sampling)(torch.tensor([ids]), logits[None].float())[0]
-    if sampling.temperature == 0:
-        return torch.nn.functional.one_hot(scores.argmax(), len(scores)).float()
-    return torch.softmax(scores, dim=-1)
+    tokens, probabilities = candidates(logits, ids, sampling)
+    return torch.zeros(len(logits)).scatter(0, tokens, probabilities)
 
 
-def draw(probabilities: torch.Tensor, generator: torch.Generator) -> int:
-    """One token id from a distribution [vocabulary]."""
-    # Few tokens are left after top-k or top-p, and torch's draw costs by their number.
-    candidates = probabilities.nonzero()[:, 0]
-    return int(candidates[torch.multinomial(probabilities[candidates], 1, generator=generator)])
+def draw(tokens: torch.Tensor, probabilities: torch.Tensor, generator: torch.Generator) -> int:
+    """One of the token ids [n], by their probabilities [n]."""
+    return int(tokens[torch.multinomial(probabilities, 1, generator=generator)])
 
 
 class TokenStream:
@@ -230,7 +248,8 @@ class OptimumEngine:
                 logits = self._logits(request, ids)
                 if request.cancelled:
                     return
-                ids.append(draw(next_token_probabilities(logits, ids, sampling), generator))
+                tokens, probabilities = candidates(logits, ids, sampling)
+                ids.append(draw(tokens, probabilities, generator))
                 yield ids[-1]
         finally:
             self._leave(request)

@@ -548,7 +548,7 @@ def test_the_distribution_is_the_one_that_transformers_samples_from(tiny_checkpo
 def test_draws_follow_the_distribution():
     generator = torch.Generator().manual_seed(0)
     probabilities = torch.tensor([0.0, 0.7, 0.0, 0.2, 0.1])
-    draws = torch.tensor([draw(probabilities, generator) for _ in range(4000)])
+    draws = torch.tensor([draw(torch.arange(5), probabilities, generator) for _ in range(4000)])
     found = torch.bincount(draws, minlength=5) / len(draws)
     assert found[0] == found[2] == 0
     torch.testing.assert_close(found, probabilities, atol=0.03, rtol=0)
