@@ -1,0 +1,68 @@
+"""Time to first token in each turn of one long conversation, with and without the cache of the turns before.
+
+Usage: python -m benchmarks.conversation [--engine optimum] [--turns 20] [--rounds 3]
+"""
+
+import argparse
+
+import telemetry
+
+telemetry.turn_off()
+
+from transformers import AutoTokenizer
+
+from chat import ChatModel, SamplingParams
+from config import DEFAULT_MODEL, get_model_config
+from conversion import load_model, prepare_model
+from engine import OptimumEngine
+from genai_engine import GenAIEngine
+
+QUESTION = "And what did the old sailor tell the children about island number {} on that day?"
+REPLY_TOKENS = 70  # with the question and the template about 100 tokens a turn
+
+
+def time_turns(chat: ChatModel, turns: int, reuse: bool) -> list[tuple[int, float]]:
+    """For each turn, tokens of the prompt and seconds to the first token of the reply.
+
+    Without reuse the system prompt is another one in each turn, so that nothing after it is in the cache.
+    """
+    sampling = SamplingParams(temperature=0, max_new_tokens=REPLY_TOKENS)
+    history, results = [], []
+    for turn in range(1, turns + 1):
+        system = "You tell stories about the sea." if reuse else f"{turn} stories about the sea."
+        question = {"role": "user", "content": QUESTION.format(turn)}
+        stream = chat.stream([{"role": "system", "content": system}, *history, question], sampling)
+        history += [question, {"role": "assistant", "content": "".join(stream)}]
+        results.append((stream.stats.prompt_tokens, stream.stats.time_to_first_token))
+    return results
+
+
+def main() -> None:
+    """Print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engine", choices=["optimum", "genai"], nargs="*", default=["optimum", "genai"])
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    folder = prepare_model(DEFAULT_MODEL, "INT8")
+    for name in options.engine:
+        engine = OptimumEngine(load_model(folder)[0]) if name == "optimum" else GenAIEngine(folder)
+        chat = ChatModel(engine, AutoTokenizer.from_pretrained(folder), get_model_config(DEFAULT_MODEL))
+        chat.end_ids = frozenset()  # replies of the same length
+        time_turns(chat, 2, reuse=True)  # warms up
+        rounds = [
+            [time_turns(chat, options.turns, reuse) for reuse in (True, False)] for _ in range(options.rounds)
+        ]
+        print(f"\n{name}: seconds to the first token, best of {options.rounds}\n")
+        print("| turn | prompt tokens | with the cache | without | ratio |")
+        print("|---|---|---|---|---|")
+        table = []
+        for turn in range(options.turns):
+            kept, anew = (min(timed[way][turn][1] for timed in rounds) for way in (0, 1))
+            table.append(kept)
+            print(f"| {turn + 1} | {rounds[0][0][turn][0]} | {kept:.3f} | {anew:.3f} | {anew / kept:.1f} |")
+        print(f"\nturn {options.turns} against turn 2, with the cache: {table[-1] / table[1]:.2f}")
+
+
+if __name__ == "__main__":
+    main()

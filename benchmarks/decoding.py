@@ -1,0 +1,172 @@
+"""Decoding speed side by side: this project's engines, Optimum's `generate`, and peers.
+
+Each contestant has a process of its own (`benchmarks.contestant`) and they take turns, so that a busy machine
+slows all alike. Prints one table in Markdown.
+
+Usage: python -m benchmarks.decoding [--rounds 5] [--peers LLAMA_CPP_PYTHON] [--gguf Q8_0=FILE ...]
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import telemetry
+
+telemetry.turn_off()
+
+import numpy as np
+
+from config import DEFAULT_MODEL
+from conversion import prepare_model
+from model_source import fetch_checkpoint
+
+PROJECT = Path(__file__).parent.parent
+SHORT, LONG, NEW = 64, 2500, 128
+
+
+@dataclass
+class Contestant:
+    """A process, what it runs and what was measured: tokens per second and first tokens, round by round."""
+
+    title: str
+    kind: str
+    source: Path
+    users: int = 1
+    python: str = sys.executable
+    rates: list[float] = field(default_factory=list)
+    firsts: list[float] = field(default_factory=list)
+    long_firsts: list[float] = field(default_factory=list)
+    load: float = 0.0
+    memory: float = 0.0  # resident, GB, after the last round
+
+    def start(self, stack: ExitStack) -> None:
+        """Load the model."""
+        self.process = stack.enter_context(
+            subprocess.Popen(
+                [self.python, "-m", "benchmarks.contestant", self.kind, str(self.source)],
+                cwd=PROJECT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+        )
+        stack.callback(self.process.kill)
+        self.load = self._answer()["load"]
+
+    def ask(self, prompt: int, new: int, users: int) -> dict:
+        """Let it run once."""
+        self.process.stdin.write(json.dumps({"prompt": prompt, "new": new, "users": users}) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.title} ended with exit code {self.process.wait()}")
+        return json.loads(line)
+
+    def run(self, long_prompt: bool) -> None:
+        """One round."""
+        result = self.ask(SHORT, NEW, self.users)
+        self.rates.append(result["rate"])
+        self.firsts.append(result["first"])
+        if long_prompt:
+            self.long_firsts.append(self.ask(LONG, 1, 1)["first"])
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        self.memory = int(status.split("VmRSS:")[1].split()[0]) / 1e6
+
+
+def bandwidth() -> float:
+    """Bytes per second at which this machine reads memory: the best of five passes over 1 GB, two threads."""
+    from concurrent.futures import ThreadPoolExecutor
+    from time import perf_counter
+
+    threads = os.cpu_count() or 1
+    parts = [np.ones(2**27 // threads, dtype=np.float64) for _ in range(threads)]
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(5):
+            started = perf_counter()
+            list(pool.map(np.sum, parts))
+            best = max(best, sum(part.nbytes for part in parts) / (perf_counter() - started))
+    return best
+
+
+def machine() -> str:
+    """The processor, its cores and the libraries, in one line."""
+    info = Path("/proc/cpuinfo").read_text()
+    model = info.split("model name")[1].split(":")[1].split("\n")[0].strip()
+    flags = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_int8", "amx_bf16") if flag in info]
+    return f"{model}, {os.cpu_count()} cores ({', '.join(flags)}), {platform.system()}"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--peers", help="the Python interpreter of an environment with llama-cpp-python")
+    parser.add_argument("--gguf", nargs="*", default=[], help="files for llama.cpp, as TITLE=FILE")
+    parser.add_argument("--no-long-prompt", action="store_true")
+    parser.add_argument("--only", nargs="*", help="run contestants whose titles contain one of these")
+    options = parser.parse_args()
+    folders = {precision: prepare_model(options.model, precision) for precision in ("FP16", "INT8", "INT4")}
+    contestants = [
+        *(Contestant(f"ChatModel, {precision}", "chat", folder) for precision, folder in folders.items()),
+        Contestant("infer request alone, INT8", "bare", folders["INT8"]),
+        *(Contestant(f"Optimum generate, {p}", "optimum", folders[p]) for p in ("INT8", "INT4")),
+        Contestant("ChatModel on GenAIEngine, INT8", "chat_genai", folders["INT8"]),
+        Contestant("ChatModel on GenAIEngine, INT8, 8 users", "chat_genai", folders["INT8"], users=8),
+    ]
+    if options.peers:
+        contestants += [
+            Contestant("GenAI LLMPipeline, INT8", "genai_llm", folders["INT8"]),
+            Contestant("GenAI ContinuousBatching, INT8", "genai_batching", folders["INT8"]),
+            Contestant("GenAI ContinuousBatching, INT8, 8 users", "genai_batching", folders["INT8"], users=8),
+            Contestant("PyTorch bfloat16", "pytorch", fetch_checkpoint(options.model)),
+        ]
+        for entry in options.gguf:
+            title, file = entry.split("=", 1)
+            contestants.append(
+                Contestant(f"llama.cpp {title}", "llama_cpp", Path(file), python=options.peers)
+            )
+    if options.only:
+        contestants = [one for one in contestants if any(part in one.title for part in options.only)]
+    with ExitStack() as stack:
+        for contestant in contestants:
+            contestant.start(stack)
+            contestant.run(long_prompt=False)  # warms up
+            contestant.rates.clear()
+            contestant.firsts.clear()
+        for number in range(options.rounds):
+            for contestant in contestants:
+                contestant.run(long_prompt=not options.no_long_prompt and number < 3)
+    reference = next((one for one in contestants if one.title == "ChatModel, INT8"), contestants[0])
+    print(f"{options.model}, {SHORT} prompt and {NEW} new tokens, median of {options.rounds} rounds")
+    print(machine())
+    print(f"load average {os.getloadavg()[0]:.1f}; memory read at {bandwidth() / 1e9:.1f} GB/s\n")
+    print(
+        f"| | tokens/s | relative to {reference.title} (range) | first token | first token of {LONG} | "
+        "loading | resident |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for one in contestants:
+        ratios = [rate / base for rate, base in zip(one.rates, reference.rates, strict=True)]
+        long_first = f"{statistics.median(one.long_firsts):.2f} s" if one.long_firsts else ""
+        print(
+            f"| {one.title} | {statistics.median(one.rates):.1f} | {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f}) | {statistics.median(one.firsts):.2f} s | "
+            f"{long_first} | {one.load:.1f} s | {one.memory:.2f} GB |"
+        )
+
+
+if __name__ == "__main__":
+    main()
