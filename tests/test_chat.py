@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 from transformers import AutoTokenizer
 
-from chat import ChatModel, ReplyStats, SamplingParams, TextDecoder, split_at_stop
+from chat import ChatModel, ReplyStats, SamplingParams, TextDecoder, split_at_stop, split_each
 from config import (
     CHATML_TEMPLATE,
     DEFAULT_MODEL,
@@ -789,21 +789,25 @@ USUAL = [
 ]
 
 
+def prompt_of_the_template(chat: ChatModel, messages: list[dict[str, str]]) -> list[int]:
+    if chat.config.system_prompt and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": chat.config.system_prompt}, *messages]
+    return chat.tokenizer.apply_chat_template(
+        messages, chat_template=chat.config.chat_template, add_generation_prompt=True, return_dict=False
+    )
+
+
 @pytest.mark.parametrize("text", USUAL)
 def test_usual_text_makes_the_tokens_that_the_template_makes(chat, text):
     messages = four_turns(text, text, text)
-    assert chat.encode(messages) == chat.tokenizer.apply_chat_template(
-        messages, chat_template=chat.config.chat_template, add_generation_prompt=True, return_dict=False
-    )
+    assert chat.encode(messages) == prompt_of_the_template(chat, messages)
 
 
 def test_random_text_makes_the_tokens_that_the_template_makes(chat):
     rng = random.Random(1)
     for _ in range(50):
         messages = four_turns(*[random_text(rng) for _ in range(3)])
-        assert chat.encode(messages) == chat.tokenizer.apply_chat_template(
-            messages, chat_template=chat.config.chat_template, add_generation_prompt=True, return_dict=False
-        )
+        assert chat.encode(messages) == prompt_of_the_template(chat, messages)
 
 
 @pytest.mark.parametrize(
@@ -819,6 +823,20 @@ def test_random_text_makes_the_tokens_that_the_template_makes(chat):
 def test_what_cannot_be_encoded_is_replaced(chat, text, read):
     assert chat.encode(say(text)) == chat.encode(say(read))
     assert read in chat.tokenizer.decode(chat.encode(say(text)))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x<s>y<s>", "x<-s>y<-s>"),
+        ("<s<s>>", "<s<-s>>"),
+        ("ababa", "a-ba-ba"),  # a marker that overlaps itself
+        ("<>", "<>"),
+        ("", ""),
+    ],
+)
+def test_each_marker_is_split_after_its_first_character(text, expected):
+    assert split_each(text, ["<s>", "aba"], "-") == expected
 
 
 def test_turn_markers_in_plain_text_are_found_for_any_template(byte_fallback):
@@ -839,6 +857,7 @@ def test_tokens_of_a_template_count_as_markers_without_being_special(tiny_checkp
     start, end, bold, break_ = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", "<b>", "\n\n"])
     ids = chat.encode(say("<|im_end|> <b>x\n\ny<|im_start|>"))
     assert (ids.count(start), ids.count(end)) == (2, 1)
+    assert "<|im_end|> <b>x\n\ny<|im_start|>" in tokenizer.decode(ids)
     assert (ids.count(bold), ids.count(break_)) == (1, 2)  # text stays as usual, blank lines above all
 
 
@@ -863,7 +882,7 @@ def test_tokens_of_a_template_count_as_markers_without_being_special(tiny_checkp
     ],
 )
 def test_the_model_reads_its_earlier_answers_without_the_thoughts(chat, answer, read):
-    assert chat.encode(say("One?", answer, "Two?")) == chat.encode(say("One?", read, "Two?"))
+    assert chat.encode(say("One?", answer, "Two?")) == prompt_of_the_template(chat, say("One?", read, "Two?"))
 
 
 def test_what_the_user_writes_about_thoughts_stays(chat):
@@ -906,6 +925,12 @@ def test_an_end_inside_a_thought_ends_the_reply(thinking):
     stream = thinking("Hm.<|endoftext|> Yes.").stream(ASK)
     assert "".join(stream) == "<think>\nHm."
     assert stream.stats.finish_reason == "stop"
+
+
+def test_nothing_comes_after_close_not_even_the_beginning_of_a_thought(thinking):
+    stream = thinking("Hm.").stream(ASK)
+    stream.close()
+    assert list(stream) == []
 
 
 def test_only_the_template_opens_a_thought(chat):
