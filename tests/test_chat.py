@@ -1162,6 +1162,14 @@ def test_the_default_model_reads_the_whole_conversation(smollm2_chat):
     assert "Rome" not in smollm2_chat.generate(messages[-1:], sampling)
 
 
+def test_the_next_question_finds_the_conversation_in_the_cache(smollm2_chat):
+    first = smollm2_chat.stream(ASK, SamplingParams(temperature=0, max_new_tokens=10))
+    messages = [*ASK, {"role": "assistant", "content": "".join(first)}, {"role": "user", "content": "Why?"}]
+    second = smollm2_chat.stream(messages, SamplingParams(max_new_tokens=1))
+    list(second)
+    assert first.stats.prompt_tokens <= second.stats.reused_tokens < second.stats.prompt_tokens
+
+
 def test_the_default_entry_needs_no_stop_string(smollm2_chat):
     assert SUPPORTED_MODELS[DEFAULT_MODEL].stop_strings == ()
     assert smollm2_chat.end_ids == {smollm2_chat.tokenizer.convert_tokens_to_ids("<|im_end|>")}
