@@ -275,7 +275,9 @@ ALLOWED = {
     "telemetry": set(),
     "model_source": {"config"},
     "conversion": {"config", "model_source", "mpt_converter", "ov_mpt_model"},
-    "engine": set(),
+    "kv_cache": set(),
+    "engine": {"kv_cache"},
+    "genai_engine": {"engine"},
     "chat": {"config", "engine"},
 }
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
