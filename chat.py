@@ -78,10 +78,7 @@ class ReplyStream:
     def __next__(self) -> str:
         if self._closed:
             raise StopIteration
-        delta = next(self._deltas)
-        if self._closed:  # meanwhile, by another thread, which could not end what this one was inside
-            self._tokens.close()
-        return delta
+        return next(self._deltas)
 
     def close(self) -> None:
         """Stop the model, at the latest after the token it is computing; harmless when the reply is over.

@@ -157,7 +157,11 @@ class TokenStream:
 
     def __next__(self) -> int:
         with self._advancing:
-            return next(self._tokens)
+            token = next(self._tokens)
+        if self._request.cancelled:  # meanwhile, by another thread, which could not close what runs
+            self.close()
+            raise StopIteration
+        return token
 
     def close(self) -> None:
         """Stop the request; harmless when it is over.

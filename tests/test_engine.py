@@ -391,6 +391,26 @@ def test_close_from_another_thread_ends_the_request_with_the_token_being_compute
     assert not llama._line
 
 
+def test_close_just_before_a_token_is_handed_over_frees_the_engine(llama):
+    tokens = llama.generate(PROMPT, GREEDY)
+    computed = tokens._tokens
+
+    class ClosedMeanwhile:
+        def __next__(self):
+            token = next(computed)
+            threading_close = threading.Thread(target=tokens.close)
+            threading_close.start()
+            threading_close.join(10)
+            return token
+
+        def close(self):
+            computed.close()
+
+    tokens._tokens = ClosedMeanwhile()
+    assert list(tokens) == []
+    assert not llama._line
+
+
 def test_a_long_prompt_can_be_stopped_half_way(models, monkeypatch):
     engine = OptimumEngine(models["mpt"])
     infer, counted = engine._model.infer, []
