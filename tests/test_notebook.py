@@ -34,7 +34,7 @@ def test_saved_outputs_are_of_one_clean_run():
     cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 6
     for output in outputs:
         assert output.output_type != "error"
         assert output.get("name") != "stderr", output.text
@@ -47,6 +47,6 @@ def test_table_of_contents_links_to_every_section():
         cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "markdown"
     )
     sections = [line[3:] for line in markdown.splitlines() if line.startswith("## ")]
-    assert len(sections) == 12
+    assert len(sections) == 15
     for section in sections:
         assert f"(#{section.replace(' ', '-')})" in markdown
