@@ -1,11 +1,13 @@
 """The chat page, and `python chat_ui.py` for people without Jupyter.
 
 Knows Gradio and the conversation shown on the page. Refuses to know models, tokens and templates: all it
-asks of `chat.ChatModel` is a stream of text. The page is served to this machine only, loads nothing from
-elsewhere and reports nothing to anybody.
+asks of `chat.ChatModel` is a stream of text and what it cost. The page is served to this machine only, loads
+nothing from elsewhere and reports nothing to anybody.
 """
 
 import argparse
+import html
+import importlib.util
 import logging
 import os
 import sys
@@ -19,7 +21,7 @@ import gradio as gr
 from gradio.events import Dependency
 
 import telemetry
-from chat import ChatModel, Message, SamplingParams
+from chat import ChatModel, Message, ReplyStats, SamplingParams
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +36,15 @@ EXAMPLES = [
 ]
 
 PLACEHOLDER = "Type a message, Enter sends it"
+QUEUE_LENGTH = 16  # questions that may wait while others are being answered
 CSS = """
 /* What would take the conversation away from under the answer that is being written waits for its end. */
 body:has(.stop-button) :is(.side-panel, button[aria-label="Clear"]) { pointer-events: none; opacity: 0.5; }
 /* On a phone the saved conversations stand above the chat: however many, it must stay in view. */
 @media (max-width: 768px) { div.side-panel { max-height: 4.5rem; overflow-y: auto !important; } }
+.stats p { color: var(--body-text-color-subdued) !important; font-size: var(--text-sm); }
 """
+THINK, END_OF_THINK = "<think>", "</think>"
 # Gradio's default but for the bold weight: its semi-bold files (600) hold a few letters only.
 THEME = gr.themes.Default(
     font=[
@@ -55,12 +60,24 @@ class ChatPage(gr.ChatInterface):
     """Gradio's chat page, with what release 6.31 leaves undone.
 
     - After an error the browser does not run what was chained with `.then`, so the page would stay locked:
-      here an error is shown, and the step that asked the model ends as if all were well.
+      here an error is shown, and the step that asked the model ends as if all were well. Where the queue is
+      full there is no such step, and the page is unlocked by what is chained with `.failure`.
+    - Answers to typed questions, edits and API requests waited in queues of their own, and quick steps waited
+      with them.
+    - Texts lost their tabs and the indentation of their first line.
+    - Retry repeated unanswered questions along with the last one.
     - The answer to an edited message could not be stopped.
     - A click on an example left the page unlocked, and the conversation it began was not saved.
     - Saved conversations were encrypted with a key that died with the server.
     - A conversation emptied by Undo made each entry of the side panel open its neighbour.
     """
+
+    def _render_chatbot_area(self, *arguments) -> None:
+        super()._render_chatbot_area(*arguments)
+        (self.stats,) = self.additional_outputs
+        self.stats.render()
+        siblings = self.stats.parent.children
+        siblings.insert(siblings.index(self.chatbot) + 1, siblings.pop())
 
     def _setup_events(self) -> None:
         super()._setup_events()
@@ -73,7 +90,16 @@ class ChatPage(gr.ChatInterface):
         for index, step in self.fns.items():
             if self.null_component in step.outputs:
                 step.fn = shows_errors(step.fn)
+                step.show_progress_on = [self.chatbot]
                 answers.append(Dependency(None, step.get_config(), index, step.fn))
+            elif self.api_response in step.outputs:
+                step.fn, step.outputs = without_stats(step.fn), step.outputs[:-1]
+            else:
+                step.queue = step.validator is not None  # validators run in the queue only
+                if step.queue:  # where a full queue would cover the question with the word "Error"
+                    step.show_progress = "hidden"
+                continue
+            step.concurrency_id = "answers"
         submit, example, retry, _option, edit = answers
         gr.on(
             [self.chatbot.edit, self.chatbot.example_select],
@@ -84,21 +110,61 @@ class ChatPage(gr.ChatInterface):
         )
         self.textbox.stop(None, None, None, cancels=[edit], api_visibility="undocumented")
         edit.then(unlocked_textbox, None, self.textbox, **quiet)
+        synchronize_and_unlock = {
+            "fn": lambda conversation: (conversation, unlocked_textbox()),
+            "inputs": self.chatbot,
+            "outputs": [self.chatbot_state, self.textbox],
+        }
         # Gradio itself saves after an edit that was not stopped; what was stopped counts as a failure.
         for ended in (example.then, edit.failure):
-            ended(
-                lambda conversation: (conversation, unlocked_textbox()),
-                self.chatbot,
-                [self.chatbot_state, self.textbox],
-                **quiet,
-            ).then(
+            ended(**synchronize_and_unlock, **quiet).then(
                 self._save_conversation,
                 [self.conversation_id, self.chatbot_state, self.saved_conversations],
                 [self.conversation_id, self.saved_conversations],
                 **quiet,
             )
+        for answer in (submit, example, retry):
+            answer.failure(**synchronize_and_unlock, **quiet)
         for answer in (submit, retry):  # which blank the placeholder
             answer.then(lambda: gr.Textbox(placeholder=PLACEHOLDER), None, self.textbox, **quiet)
+        gr.on(
+            [
+                self.textbox.submit,
+                self.chatbot.example_select,
+                self.chatbot.retry,
+                self.chatbot.edit,
+                self.chatbot.undo,
+                self.chatbot.clear,
+                self.new_chat_button.click,
+                self.chat_history_dataset.click,
+            ],
+            None,
+            None,
+            self.stats,
+            js="() => ''",
+            **quiet,
+        )
+
+    def _clear_and_save_textbox(self, message: str):
+        return super()._clear_and_save_textbox(whole_characters(message))
+
+    def example_clicked(self, example: gr.SelectData) -> tuple[list[dict], str]:  # not a generator: no queue
+        """The conversation that an example begins, and its text."""
+        text = example.value["text"]
+        return self._append_message_to_history(text, [], "user"), text
+
+    def _edit_message(self, history: list[dict], edit_data: gr.EditData):
+        *histories, message = super()._edit_message(history, edit_data)
+        return *histories, whole_characters(message)
+
+    def _message_as_message_dict(self, message: str, role: str) -> list[dict]:
+        return shown_messages(message, role)
+
+    def _pop_last_user_message(self, history: list[dict]) -> tuple[list[dict], str]:
+        questions = [position for position, turn in enumerate(history) if turn["role"] == "user"]
+        if not questions:
+            return history, ""
+        return history[: questions[-1]], text_of(history[questions[-1]])
 
     def _load_conversation(self, index: int, conversations: list[list]):
         shown = [position for position, conversation in enumerate(conversations) if conversation]
@@ -120,17 +186,34 @@ def shows_errors(answer: Callable[..., AsyncGenerator]) -> Callable[..., AsyncGe
                 async for step in given:
                     yield step
             except gr.Error as error:
-                gr.Warning(error.message)
-                yield gr.skip(), gr.skip()  # without any step the page would empty the conversation
+                gr.Warning(html.escape(error.message), title=error.title)
+                # without any step the page would empty the conversation
+                yield gr.skip(), gr.skip(), gr.skip()
+
+    return steps
+
+
+def without_stats(answer: Callable[..., AsyncGenerator]) -> Callable[..., AsyncGenerator]:
+    """The same steps less their last part, so that the API gives the text of an answer and no more."""
+
+    @wraps(answer)
+    async def steps(*inputs):
+        async with aclosing(answer(*inputs)) as given:
+            async for *step, _stats in given:
+                yield tuple(step)
 
     return steps
 
 
 def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
-    """The chat page as Gradio Blocks; show it with `launch_ui`, or mount it in an application of your own.
+    """The chat page as Gradio Blocks.
+
+    Show it with `launch_ui`, or mount it in an application of your own: `gr.mount_gradio_app(app, page, path,
+    css=CSS, theme=THEME)`.
 
     Args:
-        chat_model: answers the questions.
+        chat_model: answers the questions, `chat_model.engine.max_requests` at a time; up to `QUEUE_LENGTH`
+            more wait.
         title: the heading; None makes one of the model's name.
     """
     defaults = SamplingParams()
@@ -146,9 +229,9 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
         top_k: int,
         repetition_penalty: float,
         max_new_tokens: int,
-    ) -> Iterator[str]:
-        """Answer a message; yields the answer so far."""
-        if not message.strip():
+    ) -> Iterator[tuple[str, str]]:
+        """Answer a message; yields the answer so far and what it cost, in Markdown."""
+        if not message or not message.strip():
             raise refusal("The message is empty. Type a question first.")
         try:
             sampling = SamplingParams(
@@ -162,7 +245,9 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
             with closing(chat_model.stream(to_messages(message, history, system_prompt), sampling)) as deltas:
                 for delta in deltas:
                     text += delta
-                    yield text
+                    yield text, describe(deltas.stats)
+                if text:
+                    yield text, describe(deltas.stats)
         except ValueError as error:
             raise refusal(str(error)) from error
         except Exception as error:
@@ -184,6 +269,8 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
         analytics_enabled=False,
         validator=lambda message: gr.validate(bool(message.strip()), "Type a question first."),
         api_name="chat",
+        concurrency_limit=chat_model.engine.max_requests,
+        additional_outputs=gr.Markdown(elem_classes=["stats"], render=False),
         additional_inputs_accordion=gr.Accordion("Advanced options", open=False),
         additional_inputs=[
             gr.Textbox(
@@ -237,12 +324,12 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
     for option in page.additional_inputs:
         if isinstance(option, gr.Slider):  # whose refusals would not say which option is out of range
             option.preprocess = lambda value: value
-    return page
+    return page.queue(max_size=QUEUE_LENGTH)
 
 
 def refusal(message: str) -> gr.Error:
     """An error that the page shows; without the traceback that Gradio would write to the terminal."""
-    return gr.Error(message, print_exception=False)
+    return gr.Error(message, title="No answer", print_exception=False)
 
 
 def whole(value: Any) -> Any:
@@ -250,23 +337,80 @@ def whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for each surrogate without its other half, which could not be encoded."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def describe(stats: ReplyStats) -> str:
+    """What a reply cost, in one line; and in another, which messages the model did not see."""
+    parts = [counted(stats.prompt_tokens, "prompt token")]
+    if stats.reused_tokens is not None:
+        parts[0] += f" ({stats.reused_tokens} from the cache)"
+    if stats.time_to_first_token is not None:
+        parts.append(f"first token {stats.time_to_first_token:.2f} s")
+    if stats.tokens_per_second is not None:
+        parts.append(f"{stats.tokens_per_second:.{0 if stats.tokens_per_second >= 10 else 1}f} tokens/s")
+    parts.append(counted(stats.new_tokens, "token"))
+    if stats.finish_reason == "length":
+        parts[-1] += ", stopped at the limit"
+    line = " · ".join(parts)
+    if stats.dropped_messages == 1:
+        line += "\n\nThe oldest message no longer fits into the model's context and was left out."
+    elif stats.dropped_messages:
+        line += (
+            f"\n\nThe {stats.dropped_messages} oldest messages no longer fit into the model's context "
+            "and were left out."
+        )
+    return line
+
+
+def counted(number: int, noun: str) -> str:
+    """As in "1 token" and "2 tokens"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def shown_messages(text: str, role: str) -> list[dict[str, Any]]:
+    """One message as `gr.Chatbot` shows it; what a model thinks before it answers is folded.
+
+    The thoughts of a reply stand between <think>, its first characters, and </think>.
+    """
+    if role == "user" or not text.startswith(THINK):
+        return [{"role": role, "content": [{"type": "text", "text": text}]}]
+    thoughts, closed, answer = text.removeprefix(THINK).partition(END_OF_THINK)
+    title = "Thoughts" if closed else "Thoughts (unfinished)"
+    folded = {
+        "role": role,
+        "content": [{"type": "text", "text": thoughts.strip()}],
+        "metadata": {"title": title, "status": "done"},
+    }
+    return [folded, *(shown_messages(answer.lstrip(), role) if answer.strip() else [])]
+
+
+def text_of(turn: dict[str, Any]) -> str:
+    """The text of one of the page's messages."""
+    if isinstance(turn["content"], str):
+        return turn["content"]
+    return "".join(part["text"] for part in turn["content"] if part["type"] == "text")
+
+
 def to_messages(message: str, history: list[dict[str, Any]], system_prompt: str) -> list[Message]:
     """The page's conversation as `ChatModel` reads it.
 
-    A question that got no answer, because it was stopped or failed, is left out: most chat templates want
-    questions and answers in turn. An empty system prompt is passed on as such, so that none is used.
+    Folded thoughts are left out, and so is a question that got no answer, because it was stopped or failed:
+    most chat templates want questions and answers in turn. An empty system prompt is passed on as such, so
+    that none is used.
     """
-    messages = [{"role": "system", "content": system_prompt}]
+    messages = [{"role": "system", "content": whole_characters(system_prompt or "")}]
     for turn in history:
-        content = turn["content"]
-        if not isinstance(content, str):
-            content = "".join(part["text"] for part in content if part["type"] == "text")
+        if (turn.get("metadata") or {}).get("title"):
+            continue
         if turn["role"] == messages[-1]["role"]:
             messages.pop()
-        messages.append({"role": turn["role"], "content": content})
+        messages.append({"role": turn["role"], "content": text_of(turn)})
     if messages[-1]["role"] == "user":
         messages.pop()
-    return [*messages, {"role": "user", "content": message}]
+    return [*messages, {"role": "user", "content": whole_characters(message)}]
 
 
 def launch_ui(ui: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) -> str:
@@ -291,6 +435,15 @@ def launch_ui(ui: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) -
     return address
 
 
+def load_genai(folder: Path, device: str) -> tuple:
+    """The converted model in OpenVINO GenAI, and its tokenizer."""
+    from transformers import AutoTokenizer
+
+    from genai_engine import GenAIEngine
+
+    return GenAIEngine(folder, device), AutoTokenizer.from_pretrained(folder)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Prepare a model if need be and serve the chat page on it."""
     telemetry.turn_off()
@@ -310,17 +463,24 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--precision", default="INT8", choices=list(conversion.FOLDER_NAMES))
     parser.add_argument("--device", default="CPU", help="an OpenVINO device, or AUTO (default: %(default)s)")
-    parser.add_argument("--engine", default="optimum", choices=["optimum"])
+    parser.add_argument(
+        "--engine",
+        default="optimum",
+        choices=["optimum", "genai"],
+        help="optimum answers one question at a time, genai (OpenVINO GenAI) several (default: %(default)s)",
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)
     options = parser.parse_args(arguments)
+    if options.engine == "genai" and importlib.util.find_spec("openvino_genai") is None:
+        parser.error(f"--engine genai needs OpenVINO GenAI: {sys.executable} -m pip install openvino-genai")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     models_dir = os.environ.get("LLM_CHATBOT_MODELS_DIR", "models")
     try:
         folder = conversion.prepare_model(options.model, options.precision, models_dir, options.checkpoint)
-        model, tokenizer = conversion.load_model(folder, options.device)
-        chat_model = ChatModel(model, tokenizer, config.get_model_config(options.model))
+        load = load_genai if options.engine == "genai" else conversion.load_model
+        chat_model = ChatModel(*load(folder, options.device), config.get_model_config(options.model))
     except (OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
     ui = build_ui(chat_model)

@@ -27,6 +27,7 @@ class CountingEngine:
     def __init__(self, engine):
         self.engine = engine
         self.max_context = engine.max_context
+        self.max_requests = engine.max_requests
         self.end_ids = engine.end_ids
         self.count = 0
         self.running = 0

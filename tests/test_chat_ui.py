@@ -1,5 +1,6 @@
 """The chat page by its API: questions from gradio_client, answers from a fake model or the default one."""
 
+import importlib.util
 import itertools
 import logging
 import socket
@@ -7,17 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
+import httpx
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from gradio_client.utils import QueueError
 
 import chat_ui
 import conversion
 from chat import Message, ReplyStats
-from chat_ui import EXAMPLES, build_ui, launch_ui, to_messages
+from chat_ui import EXAMPLES, build_ui, describe, launch_ui, shown_messages, text_of, to_messages
 from config import ModelConfig
 from engine import SamplingParams
 
@@ -59,6 +64,7 @@ class FakeChatModel:
     def __init__(self, answer: Callable[[str], Iterable] = lambda question: ["You said ", question, "."]):
         self.config = ModelConfig("someone/Fake-1B")
         self.max_context = 2048
+        self.engine = SimpleNamespace(max_requests=1)
         self.answer = answer
         self.asked: list[list[Message]] = []
         self.samplings: list[SamplingParams] = []
@@ -126,7 +132,7 @@ def client(model, address):
 def test_answer_streams_and_grows(client):
     job = client.submit("hello", api_name="/chat")
     assert job.result(timeout=30) == "You said hello."
-    assert job.outputs() == ["You said ", "You said hello", "You said hello."]
+    assert job.outputs() == ["You said ", "You said hello", "You said hello.", "You said hello."]
 
 
 def test_second_question_carries_the_first_turn(client, model):
@@ -224,6 +230,91 @@ def test_cancelling_a_job_stops_the_model(client, model):
     assert ask(client, "and now?") == "fine"
 
 
+def test_cancelling_a_job_that_waits_takes_it_out_of_the_queue(model, address):
+    model.answer = endless
+    first, second = (connect(address).submit(question, api_name="/chat") for question in ("one", "two"))
+    wait_until(lambda: first.outputs())
+    wait_until(lambda: second.status().rank == 0)
+    second.cancel()
+    first.cancel()
+    wait_until(lambda: model.streams[0].closed)
+    model.answer = lambda question: ["fine"]
+    assert ask(connect(address), "three") == "fine"
+    assert [messages[-1]["content"] for messages in model.asked] == ["one", "three"]
+
+
+def test_answers_are_written_as_many_at_a_time_as_the_engine_computes():
+    model = FakeChatModel(endless)
+    model.engine.max_requests = 2
+    ui = build_ui(model)
+    try:
+        address = launch_ui(ui)
+        jobs = [connect(address).submit(question, api_name="/chat") for question in ("one", "two", "three")]
+        wait_until(lambda: [job.status().rank for job in jobs].count(0) == 1)
+        assert sum(bool(job.outputs()) for job in jobs) == 2
+        for job in jobs:
+            job.cancel()
+    finally:
+        ui.close()
+
+
+def test_full_queue_refuses_a_question_and_takes_one_when_there_is_room(monkeypatch):
+    monkeypatch.setattr(chat_ui, "QUEUE_LENGTH", 1)
+    model = FakeChatModel(endless)
+    ui = build_ui(model)
+    try:
+        address = launch_ui(ui)
+        answered, waiting = (connect(address).submit(text, api_name="/chat") for text in ("one", "two"))
+        wait_until(lambda: waiting.status().rank == 0)
+        with pytest.raises(QueueError, match="Queue is full"):
+            ask(connect(address), "three")
+        model.answer = lambda question: ["fine"]
+        answered.cancel()
+        assert waiting.result(timeout=30) == "fine"
+        assert ask(connect(address), "three") == "fine"
+    finally:
+        ui.close()
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["x" * 100_000, "a\0b", "\u05e9\u05dc\u05d5\u05dd \u202eolleh", "a\tb\n    c", "<think>Hm</think>"],
+    ids=["long", "NUL", "right to left", "white space", "think"],
+)
+def test_any_text_arrives_unchanged(client, model, question):
+    assert ask(client, question) == f"You said {question}."
+    assert ask(client, "next") == "You said next."
+    assert model.asked[1] == [system(""), user(question), assistant(f"You said {question}."), user("next")]
+
+
+def test_half_a_character_is_replaced(client, model, address):
+    post(address, '"a \\ud83d b", "c \\ude00 d", 0.1, 1, 50, 1.1, 256')
+    assert model.asked[0] == [system("c \ufffd d"), user("a \ufffd b")]
+    assert ask(client, "next") == "You said next."
+
+
+@pytest.mark.parametrize("number", ["1e999", "1" + "0" * 4000, '"' + "9" * 10_000 + '"', "null"])
+def test_number_that_is_none_is_refused(client, model, address, number):
+    answer = post(address, f'"hello", "", 0.1, 1, {number}, 1.1, 256')
+    assert "top_k must be a whole number, 0 or more, not" in answer
+    assert len(answer) < 300
+    assert ask(client, "next") == "You said next."
+
+
+def test_number_too_long_to_read_is_refused(client, model, address):
+    with pytest.raises(httpx.HTTPStatusError, match="400 Bad Request"):
+        post(address, f'"hello", "", 0.1, 1, 1{"0" * 10_000}, 1.1, 256')
+    assert ask(client, "next") == "You said next."
+
+
+def post(address: str, values: str) -> str:
+    """What the page sends back for these values in JSON, which gradio_client would refuse to send."""
+    url = f"{address}gradio_api/call/chat"
+    with httpx.Client(timeout=30, headers={"Content-Type": "application/json"}) as web:
+        event = web.post(url, content=f'{{"data": [{values}]}}').raise_for_status().json()["event_id"]
+        return web.get(f"{url}/{event}").text
+
+
 def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -250,6 +341,56 @@ def test_empty_system_prompt_is_passed_on():
 )
 def test_unanswered_questions_are_left_out(history):
     assert to_messages("two", history, "") == [system(""), user("one"), assistant("1"), user("two")]
+
+
+@pytest.mark.parametrize(
+    ("reply", "shown"),
+    [
+        ("Paris.", [("Paris.", None)]),
+        ("<think>\nFrance?", [("France?", "Thoughts (unfinished)")]),
+        ("<think>\nFrance?\n</think>\n", [("France?", "Thoughts")]),
+        ("<think>\nFrance?\n</think>\n\nParis.", [("France?", "Thoughts"), ("Paris.", None)]),
+        ("It is <think>.", [("It is <think>.", None)]),
+    ],
+)
+def test_thoughts_are_folded(reply, shown):
+    messages = shown_messages(reply, "assistant")
+    assert [(text_of(turn), turn.get("metadata", {}).get("title")) for turn in messages] == shown
+
+
+def test_folded_thoughts_are_not_sent_back():
+    history = [
+        user("one"),
+        *shown_messages("<think>1?</think>1", "assistant"),
+        user("stopped"),
+        *shown_messages("<think>Hm", "assistant"),
+    ]
+    assert to_messages("two", history, "") == [system(""), user("one"), assistant("1"), user("two")]
+
+
+def test_line_under_an_answer_says_what_it_cost():
+    stats = ReplyStats(prompt_tokens=412)
+    assert describe(stats) == "412 prompt tokens · 0 tokens"
+    stats.reused_tokens, stats.time_to_first_token, stats.new_tokens = 390, 0.2149, 1
+    assert describe(stats) == "412 prompt tokens (390 from the cache) · first token 0.21 s · 1 token"
+    stats.tokens_per_second, stats.new_tokens, stats.finish_reason = 34.4, 120, "length"
+    assert describe(stats) == (
+        "412 prompt tokens (390 from the cache) · first token 0.21 s · 34 tokens/s · "
+        "120 tokens, stopped at the limit"
+    )
+    stats.tokens_per_second, stats.finish_reason = 4.26, "stop"
+    assert describe(stats).endswith(" · 4.3 tokens/s · 120 tokens")
+
+
+@pytest.mark.parametrize(
+    ("dropped", "notice"),
+    [
+        (1, "The oldest message no longer fits into the model's context and was left out."),
+        (6, "The 6 oldest messages no longer fit into the model's context and were left out."),
+    ],
+)
+def test_messages_that_were_left_out_are_told(dropped, notice):
+    assert describe(ReplyStats(prompt_tokens=9, dropped_messages=dropped)).endswith(f"\n\n{notice}")
 
 
 def test_content_in_parts_becomes_text():
@@ -350,6 +491,29 @@ def test_default_model_streams_what_it_answers_elsewhere(smollm2_chat):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("chat_model", ["smollm2_chat"])  # a fixture for each engine
+def test_eight_conversations_at_once_go_as_they_would_alone(chat_model, request):
+    ui = build_ui(request.getfixturevalue(chat_model))
+    try:
+        address = launch_ui(ui)
+
+        def converse(country: str) -> list[str]:
+            client = connect(address)
+            options = {"temperature": 0, "max_new_tokens": 6}
+            questions = (f"What is the capital of {country}?", "And what is it known for?")
+            return [ask(client, question, **options) for question in questions]
+
+        countries = ["France", "Italy", "Spain", "Japan", "Egypt", "Peru", "Norway", "India"]
+        alone = [converse(country) for country in countries]
+        with ThreadPoolExecutor(len(countries)) as pool:
+            at_once = list(pool.map(converse, countries))
+    finally:
+        ui.close()
+    assert at_once == alone
+    assert len({first for first, _second in alone}) == len(countries)
+
+
+@pytest.mark.slow
 def test_misspelt_model_ends_the_command_with_the_nearest_name():
     command = [sys.executable, "chat_ui.py", "--model", "smollm2-135m-instrukt"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -380,3 +544,26 @@ def test_command_explains_a_model_without_chat_template(no_model_needed, monkeyp
     monkeypatch.setattr(chat_ui, "ChatModel", refuse)
     with pytest.raises(SystemExit, match=r"^Error: someone/base-model has no chat template$"):
         chat_ui.main([])
+
+
+def test_command_runs_the_engine_that_was_chosen(no_model_needed, monkeypatch):
+    chosen = []
+
+    def remember(*arguments):
+        chosen.append(arguments[:2])
+        raise ValueError("that is enough")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "installed")
+    monkeypatch.setattr(chat_ui, "load_genai", lambda folder, device: (f"GenAI on {device}", "its tokenizer"))
+    monkeypatch.setattr(chat_ui, "ChatModel", remember)
+    for arguments in ([], ["--engine", "genai", "--device", "AUTO"]):
+        with pytest.raises(SystemExit, match="that is enough"):
+            chat_ui.main(arguments)
+    assert chosen == [("model", "tokenizer"), ("GenAI on AUTO", "its tokenizer")]
+
+
+def test_command_says_how_to_install_the_engine_that_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        chat_ui.main(["--engine", "genai"])
+    assert "-m pip install openvino-genai" in capsys.readouterr().err
