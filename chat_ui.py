@@ -41,9 +41,19 @@ CSS = """
 /* What would take the conversation away from under the answer that is being written waits for its end. */
 body:has(.stop-button) :is(.side-panel, button[aria-label="Clear"]) { pointer-events: none; opacity: 0.5; }
 /* On a phone the saved conversations stand above the chat: however many, it must stay in view. */
-@media (max-width: 768px) { div.side-panel { max-height: 4.5rem; overflow-y: auto !important; } }
-.stats p { color: var(--body-text-color-subdued) !important; font-size: var(--text-sm); }
+@media (max-width: 768px) {
+  div.side-panel { max-height: 4.5rem; overflow-y: auto !important; }
+  .conversation { height: 55vh !important; }
+}
+/* Gradio's subdued color is too light for small letters on white. */
+.stats p { color: var(--neutral-500) !important; font-size: var(--text-sm); }
+.dark .stats p { color: var(--neutral-400) !important; }
 """
+# The message box lost it when it was locked; who has gone elsewhere since is left there.
+FOCUS = (
+    "() => { if (document.activeElement === document.body) "
+    "document.querySelector('.question-box textarea').focus() }"
+)
 THINK, END_OF_THINK = "<think>", "</think>"
 # Gradio's default but for the bold weight: its semi-bold files (600) hold a few letters only.
 THEME = gr.themes.Default(
@@ -65,6 +75,8 @@ class ChatPage(gr.ChatInterface):
     - Answers to typed questions, edits and API requests waited in queues of their own, and quick steps waited
       with them.
     - Texts lost their tabs and the indentation of their first line.
+    - Answers left the keyboard's focus nowhere, the message box without its placeholder, and erased what was
+      typed at their end.
     - Retry repeated unanswered questions along with the last one.
     - The answer to an edited message could not be stopped.
     - A click on an example left the page unlocked, and the conversation it began was not saved.
@@ -109,7 +121,14 @@ class ChatPage(gr.ChatInterface):
             **quiet,
         )
         self.textbox.stop(None, None, None, cancels=[edit], api_visibility="undocumented")
-        edit.then(unlocked_textbox, None, self.textbox, **quiet)
+        synchronizing = [
+            index
+            for index, step in self.fns.items()
+            if step.outputs == [self.chatbot_state, self.chatbot_value]
+        ]
+        for step in self.fns.values():
+            if step.trigger_after in synchronizing and step.outputs == [self.textbox]:
+                step.fn = unlocked_textbox
         synchronize_and_unlock = {
             "fn": lambda conversation: (conversation, unlocked_textbox()),
             "inputs": self.chatbot,
@@ -124,9 +143,8 @@ class ChatPage(gr.ChatInterface):
                 **quiet,
             )
         for answer in (submit, example, retry):
-            answer.failure(**synchronize_and_unlock, **quiet)
-        for answer in (submit, retry):  # which blank the placeholder
-            answer.then(lambda: gr.Textbox(placeholder=PLACEHOLDER), None, self.textbox, **quiet)
+            answer.failure(**synchronize_and_unlock, **quiet).then(None, js=FOCUS, **quiet)
+        self.saved_conversations.change(None, js=FOCUS, **quiet)
         gr.on(
             [
                 self.textbox.submit,
@@ -173,7 +191,7 @@ class ChatPage(gr.ChatInterface):
 
 def unlocked_textbox() -> gr.Textbox:
     """The message box as it is while no answer is being written."""
-    return gr.Textbox(interactive=True, submit_btn="Send", stop_btn=False)
+    return gr.Textbox(interactive=True, submit_btn="Send", stop_btn=False, placeholder=PLACEHOLDER)
 
 
 def shows_errors(answer: Callable[..., AsyncGenerator]) -> Callable[..., AsyncGenerator]:
@@ -186,7 +204,7 @@ def shows_errors(answer: Callable[..., AsyncGenerator]) -> Callable[..., AsyncGe
                 async for step in given:
                     yield step
             except gr.Error as error:
-                gr.Warning(html.escape(error.message), title=error.title)
+                gr.Warning(html.escape(error.message))
                 # without any step the page would empty the conversation
                 yield gr.skip(), gr.skip(), gr.skip()
 
@@ -261,8 +279,21 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
     page = ChatPage(
         reply,
         title=title or f"Chat with {Path(chat_model.config.model_id).name}",
-        chatbot=gr.Chatbot(label="Conversation", height="65vh", buttons=["copy"], layout="bubble"),
-        textbox=gr.Textbox(placeholder=PLACEHOLDER, label="Message", submit_btn="Send", stop_btn="Stop"),
+        chatbot=gr.Chatbot(
+            label="Conversation",
+            height="65vh",
+            buttons=["copy"],
+            layout="bubble",
+            elem_classes=["conversation"],
+        ),
+        textbox=gr.Textbox(
+            placeholder=PLACEHOLDER,
+            label="Message",
+            submit_btn="Send",
+            stop_btn="Stop",
+            autofocus=True,
+            elem_classes=["question-box"],
+        ),
         examples=[[text] for text in EXAMPLES],
         editable=True,
         save_history=True,
@@ -329,7 +360,7 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
 
 def refusal(message: str) -> gr.Error:
     """An error that the page shows; without the traceback that Gradio would write to the terminal."""
-    return gr.Error(message, title="No answer", print_exception=False)
+    return gr.Error(message, print_exception=False)
 
 
 def whole(value: Any) -> Any:

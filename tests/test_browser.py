@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 from test_chat_ui import FakeChatModel, assistant, endless, user, wait_until
 
+import chat_ui
 from chat import ChatModel
 from chat_ui import EXAMPLES, build_ui, launch_ui
 
@@ -76,6 +77,8 @@ class ChatWindow:
         self.stop_button = page.locator(".stop-button")
         self.new_chat_button = page.get_by_role("button", name="New chat")
         self.saved = page.locator("[data-testid^=dataset-cell]")
+        self.stats = page.locator(".prose.stats")
+        self.toasts = page.get_by_test_id("toast-body")
         page.goto(address)
         expect(self.box).to_be_enabled()
 
@@ -93,6 +96,11 @@ class ChatWindow:
         self.send(question)
         self.wait_for_rest()
         return self.answers.last.inner_text()
+
+    def ask_in_vain(self, question: str) -> None:
+        self.send(question)
+        expect(self.toasts).to_be_visible()
+        self.wait_for_rest()
 
     def press(self, name: str, position: int = -1) -> None:
         self.page.get_by_role("button", name=name, exact=True).nth(position).click()
@@ -417,8 +425,175 @@ def test_closing_the_page_stops_the_model(fake_window, fake_model):
     fake_model.answer = endless
     fake_window.send("tell me everything")
     expect(fake_window.answers).to_contain_text("word0")
+    words_so_far = fake_model.streams[0].stats.new_tokens
     fake_window.page.close()
     wait_until(lambda: fake_model.streams[0].closed)
+    assert fake_model.streams[0].stats.new_tokens <= words_so_far + 2
+
+
+def test_questions_wait_in_a_queue_and_can_be_stopped_there(open_window, monkeypatch):
+    monkeypatch.setattr(chat_ui, "QUEUE_LENGTH", 1)
+    model = FakeChatModel(endless)
+    ui = build_ui(model)
+    try:
+        address = launch_ui(ui)
+        answered, waiting, refused = (open_window(address) for _ in range(3))
+        answered.send("one")
+        expect(answered.answers).to_contain_text("word0")
+        waiting.send("two")
+        expect(waiting.page.get_by_text("queue: 1/1")).to_be_visible()
+
+        refused.box.fill("three")
+        refused.box.press("Enter")
+        expect(refused.toasts).to_contain_text("currently busy. Please try again")
+        expect(refused.box).to_have_value("three")
+        cover = refused.page.locator(".question-box [data-testid=status-tracker]")
+        expect(cover).to_have_css("opacity", "0")  # or it would hide the question
+        refused.choose_example(EXAMPLES[3])
+        expect(refused.toasts).to_have_count(2)
+        refused.wait_for_rest()
+
+        waiting.stop_button.click()
+        waiting.wait_for_rest()
+        expect(waiting.page.get_by_text("queue: 1/1")).to_be_hidden()
+        answered.stop_button.click()
+        answered.wait_for_rest()
+        model.answer = lambda question: ["fine"]
+        assert waiting.ask("four") == "fine"
+        assert refused.ask("five") == "fine"
+        assert [messages[-1]["content"] for messages in model.asked] == ["one", "four", "five"]
+    finally:
+        ui.close()
+
+
+def test_line_under_the_answer_tells_its_cost_and_goes_with_it(fake_window, fake_model):
+    window = fake_window
+    window.ask("one")
+    expect(window.stats).to_have_text("1 prompt token · 3 tokens")
+    fake_model.answer = endless
+    window.send("two")
+    expect(window.answers.last).to_contain_text("word1")
+    window.stop_button.click()
+    window.wait_for_rest()
+    expect(window.stats).to_have_text(re.compile(r"1 prompt token · \d+ tokens\s*$"))
+    window.new_chat_button.click()
+    expect(window.stats).to_have_text("")
+
+
+def test_thoughts_are_folded_and_not_sent_back(fake_window, fake_model):
+    window = fake_window
+    fake_model.answer = lambda question: ["<think>", "Let me", " see.", "</think>", "\n\n", "Paris."]
+    window.send("Where?")
+    expect(window.answers.last).to_contain_text("Paris.")
+    window.wait_for_rest()
+    thoughts = window.page.get_by_text("Let me see.")
+    expect(thoughts).to_be_hidden()
+    window.page.get_by_role("button", name="Thoughts").click()
+    expect(thoughts).to_be_visible()
+    fake_model.answer = lambda question: ["Yes."]
+    window.ask("Really?")
+    assert fake_model.asked[-1][1:] == [user("Where?"), assistant("Paris."), user("Really?")]
+    window.press("Retry")
+    wait_until_asked(window, fake_model, 3)
+    assert fake_model.asked[-1] == fake_model.asked[-2]
+
+
+def test_retry_leaves_an_unanswered_question_alone(fake_window, fake_model):
+    window = fake_window
+    fake_model.answer = lambda question: [RuntimeError("no more memory")]
+    window.ask_in_vain("one")
+    fake_model.answer = lambda question: ["You said ", question]
+    window.ask("two")
+    window.press("Retry")
+    wait_until_asked(window, fake_model, 3)
+    assert fake_model.asked[-1][1:] == [user("two")]
+    expect(window.answers).to_have_text(["You said two"])
+
+
+def test_any_text_can_be_sent(fake_window, fake_model):
+    window = fake_window
+    window.box.evaluate(
+        """box => {
+            box.value = "half \\ud83d of it, \\0 and \u05e9\u05dc\u05d5\u05dd";
+            box.dispatchEvent(new Event("input"));
+        }"""
+    )
+    window.box.press("Enter")
+    expect(window.answers).to_contain_text("\u05e9\u05dc\u05d5\u05dd")
+    window.wait_for_rest()
+    assert fake_model.asked[-1][-1] == user("half \ufffd of it, \0 and \u05e9\u05dc\u05d5\u05dd")
+    window.ask("word " * 20_000)
+    assert len(fake_model.asked[-1][-1]["content"]) == 100_000
+    assert window.ask("next") == "You said next."
+    assert window.console_errors == []
+
+
+def test_keyboard_alone_suffices(fake_window, fake_model):
+    window = fake_window
+    keyboard = window.page.keyboard
+
+    def press_with_keyboard(control) -> None:
+        """Tab to the control, then Enter; the focus must come by on its way through the page."""
+        for _ in range(40):
+            if control.evaluate("element => element === document.activeElement"):
+                keyboard.press("Enter")
+                return
+            keyboard.press("Tab")
+        raise AssertionError(f"Tab does not lead to {control}")
+
+    expect(window.box).to_be_focused()
+    keyboard.type("one")
+    keyboard.press("Enter")
+    expect(window.answers).to_have_text("You said one.")
+    expect(window.box).to_be_focused()  # without a click
+    press_with_keyboard(window.page.get_by_role("button", name="Retry"))
+    wait_until_asked(window, fake_model, 2)
+    press_with_keyboard(window.page.get_by_role("button", name="Edit"))
+    expect(window.page.locator(".edit-textarea")).to_be_focused()
+    window.page.locator(".edit-textarea").fill("two")
+    press_with_keyboard(window.page.get_by_role("button", name="Submit"))
+    wait_until_asked(window, fake_model, 3)
+
+    fake_model.answer = endless
+    expect(window.box).to_be_focused()
+    keyboard.type("three")
+    keyboard.press("Enter")
+    expect(window.answers.last).to_contain_text("word0")
+    press_with_keyboard(window.stop_button)
+    window.wait_for_rest()
+    press_with_keyboard(window.page.get_by_role("button", name="Undo"))
+    expect(window.box).to_have_value("three")
+    press_with_keyboard(window.new_chat_button)
+    expect(window.questions).to_have_count(0)
+    press_with_keyboard(window.saved.first)
+    expect(window.questions).to_have_text(["two"])
+    press_with_keyboard(window.page.get_by_role("button", name="Advanced options"))
+    expect(window.page.get_by_label("System prompt")).to_be_visible()
+    press_with_keyboard(window.page.get_by_role("button", name="Clear", exact=True))
+    expect(window.questions).to_have_count(0)
+
+
+UNNAMED = """() => Array.from(document.querySelectorAll("button, input, textarea, [role=gridcell]"))
+    .filter(element => element.checkVisibility())
+    .filter(element => !(element.ariaLabel || element.title || element.innerText || element.labels?.length))
+    .map(element => element.outerHTML)"""
+
+
+def test_every_control_has_a_name_for_screen_readers(fake_window):
+    fake_window.ask("one")
+    fake_window.page.get_by_role("button", name="Advanced options").click()
+    expect(fake_window.page.get_by_label("System prompt")).to_be_visible()
+    assert fake_window.page.evaluate(UNNAMED) == []
+
+
+def test_code_is_highlighted_and_copied(fake_page, fake_model, open_window):
+    fake_model.answer = lambda question: [RICH_ANSWER]
+    window = open_window(fake_page[1], permissions=["clipboard-read", "clipboard-write"])
+    window.ask("What is Python?")
+    expect(window.answers.locator("code .token.string")).to_contain_text("a line of code")
+    for name, copied in (("copy", "print("), ("Copy message", "Python is a **programming language**")):
+        window.press(name)
+        poll(window, lambda: window.page.evaluate("navigator.clipboard.readText()").startswith(copied))  # noqa: B023
 
 
 def test_conversations_outlive_the_server(open_window):
