@@ -449,8 +449,7 @@ def test_questions_wait_in_a_queue_and_can_be_stopped_there(open_window, monkeyp
         expect(refused.box).to_have_value("three")
         cover = refused.page.locator(".question-box [data-testid=status-tracker]")
         expect(cover).to_have_css("opacity", "0")  # or it would hide the question
-        refused.choose_example(EXAMPLES[3])
-        expect(refused.toasts).to_have_count(2)
+        refused.choose_example(EXAMPLES[3])  # which gets no answer either, but does not lock the page
         refused.wait_for_rest()
 
         waiting.stop_button.click()

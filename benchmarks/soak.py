@@ -1,0 +1,143 @@
+"""Many visitors at once, and not all of them polite: does the chat page answer them all, and stay as it was?
+
+Eight clients, in a process of their own, ask one question after another. Some answers are stopped, some
+clients go away in the middle of one, some go back and ask otherwise. The page then has as many threads as
+before and, but for the warm-up, as much memory; no request has failed. Ends with 1 where that is not so.
+
+Usage: python -m benchmarks.soak [--engine optimum|genai] [--requests 500]
+"""
+
+import argparse
+import gc
+import os
+import random
+import re
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import telemetry
+
+telemetry.turn_off()
+
+import httpx
+from gradio_client import Client
+
+CLIENTS = 8
+WARM_UP = 80  # requests that fill caches and pools
+LARGEST_GROWTH = 5  # percent
+IDLE = 11  # seconds; after 10 without work the server's threads may end
+QUESTIONS = (
+    "What is the capital of France?",
+    "Tell me a fairy tale in one sentence.",
+    "Count from one to ten. " * 20,
+    "Why?",
+)
+KINDS = {"answer": 5, "stop": 2, "leave": 1, "edit": 2}  # how often one comes in ten requests
+
+
+def visit(address: str, requests: int, seed: int) -> tuple[Counter, list[str]]:
+    """One client's requests: how many of each kind, and what failed."""
+    chance = random.Random(seed)
+    made, failures = Counter(), []
+    client = Client(address, verbose=False)
+    for _ in range(requests):
+        (kind,) = chance.choices(list(KINDS), list(KINDS.values()))
+        question, tokens, moment = chance.choice(QUESTIONS), chance.randint(1, 24), chance.random()
+        made[kind] += 1
+        try:
+            if kind == "leave":
+                listen(address, question, tokens, moment)
+                continue
+            if kind == "edit":  # what was said before is gone
+                client.reset_session()
+            job = client.submit(question, max_new_tokens=tokens, api_name="/chat")
+            if kind == "stop":
+                time.sleep(moment)
+                job.cancel()
+                while not job.done():  # gradio_client would cancel what is asked before that, too
+                    time.sleep(0.01)
+            elif not job.result(timeout=300).strip():
+                failures.append(f"{kind}: an empty answer to {question!r}")
+        except Exception as error:  # reported in the end, and the others go on
+            failures.append(f"{kind}: {type(error).__name__}: {error}")
+    client.close()
+    return made, failures
+
+
+def listen(address: str, question: str, tokens: int, seconds: float) -> None:
+    """Ask, and close the connection with the first part of the answer that comes after `seconds`."""
+    url = f"{address}gradio_api/call/chat"
+    with httpx.Client(timeout=300) as web:
+        values = [question, "", 0.1, 1, 50, 1.1, tokens]
+        event = web.post(url, json={"data": values}).raise_for_status().json()["event_id"]
+        with web.stream("GET", f"{url}/{event}") as answer:
+            until = time.monotonic() + seconds
+            for _ in answer.iter_lines():
+                if time.monotonic() > until:
+                    return
+
+
+def crowd(address: str, requests: int, seed: int) -> tuple[Counter, list[str]]:
+    """All clients' requests."""
+    shares = [len(range(client, requests, CLIENTS)) for client in range(CLIENTS)]
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        results = list(
+            pool.map(visit, [address] * CLIENTS, shares, range(seed * CLIENTS, (seed + 1) * CLIENTS))
+        )
+    return sum((made for made, _ in results), Counter()), [line for _, lines in results for line in lines]
+
+
+def at_rest(address: str) -> tuple[int, float]:
+    """Threads and anonymous memory (MB) of this process, after one answer from an idle page."""
+    time.sleep(IDLE)
+    listen(address, "Why?", 2, seconds=300)
+    time.sleep(2)
+    gc.collect()
+    status = Path("/proc/self/status").read_text()
+    threads, kilobytes = (int(re.search(rf"{name}:\s+(\d+)", status)[1]) for name in ("Threads", "RssAnon"))
+    return threads, kilobytes / 1000
+
+
+def main() -> None:
+    """Serve the default model, let the crowd in, and print what came of it."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--engine", default="optimum", choices=["optimum", "genai"])
+    parser.add_argument("--requests", type=int, default=500)
+    options = parser.parse_args()
+
+    # Not at the top: the clients' process imports this module and needs none of them.
+    import conversion
+    from chat import ChatModel
+    from chat_ui import build_ui, launch_ui, load_genai
+    from config import DEFAULT_MODEL, get_model_config
+
+    models_dir = os.environ.get("LLM_CHATBOT_MODELS_DIR", "models")
+    folder = conversion.prepare_model(DEFAULT_MODEL, "INT8", models_dir)
+    load = load_genai if options.engine == "genai" else conversion.load_model
+    ui = build_ui(ChatModel(*load(folder, "CPU"), get_model_config(DEFAULT_MODEL)))
+    address = launch_ui(ui)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as clients:
+        _, failures = clients.submit(crowd, address, WARM_UP, 0).result()
+        threads, memory = at_rest(address)
+        started = time.monotonic()
+        made, more_failures = clients.submit(crowd, address, options.requests, 1).result()
+        seconds = time.monotonic() - started
+        threads_after, memory_after = at_rest(address)
+    ui.close()
+
+    failures += more_failures
+    growth = (memory_after / memory - 1) * 100
+    kinds = ", ".join(f"{made[kind]} {kind}" for kind in KINDS)
+    print(f"{options.engine}: {made.total()} requests ({kinds}) in {seconds:.0f} s, {len(failures)} failures")
+    print(f"Threads: {threads} before, {threads_after} after")
+    print(f"Memory: {memory:.0f} MB before, {memory_after:.0f} MB after ({growth:+.1f} %)")
+    print(*failures, sep="\n")
+    sys.exit(bool(failures) or threads != threads_after or growth >= LARGEST_GROWTH)
+
+
+if __name__ == "__main__":
+    main()
