@@ -114,11 +114,13 @@ def checkpoint_revision(config: ModelConfig, folder: Path | None = None) -> str 
         folder: what `fetch_checkpoint` returned; by default the newest whole copy in the Hub's cache.
 
     Returns:
-        None for a model from the Hub of which there is no copy.
+        None where there is no copy any more.
     """
     local = Path(config.model_id).expanduser()
     if local.is_dir():
         return _fingerprint(local)
+    if local.is_absolute():
+        return None
     if config.bundled:
         return config.bundled.sha256
     folder = folder or _cached_snapshot(config.model_id)

@@ -611,7 +611,7 @@ def test_prepared_models_of_all_precisions_chat(tiny_checkpoints, tmp_path, prec
     assert [path for path in folder.parent.iterdir() if path.is_dir()] == [folder]
 
 
-@pytest.mark.parametrize("step", ["export_mpt", "_save_tokenizer"])
+@pytest.mark.parametrize("step", ["export_fp16", "_save_tokenizer"])
 def test_after_ctrl_c_nothing_is_left(tiny_checkpoints, tmp_path, monkeypatch, step):
     def interrupted(*arguments):
         original(*arguments)
