@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
 FOLDER_NAMES = {"FP16": "FP16", "INT8": "INT8_compressed_weights", "INT4": "INT4_compressed_weights"}
 
-# Bytes of the written model in relation to the weights at 16 bits. Measured for a model shaped like Llama-2-7B
-# (13.5 GB): 1.00, 0.50 and 0.27; where embedding and head are a larger part, INT4 takes more.
+# Bytes of the written model in relation to the weights at 16 bits. Measured for a model shaped like
+# Llama-2-7B (13.5 GB): 1.00, 0.50 and 0.27; where embedding and head are a larger part, INT4 takes more.
 DISK_SHARE = {"FP16": 1.0, "INT8": 0.55, "INT4": 0.4}
-# Anonymous memory of a conversion: this many bytes, and so much in relation to the weights at 16 bits. Measured
-# for the same model: 0.9, 7.4 and 4.3 GB. Where the embedding is the larger part, compressing that is what
-# takes most, per element: 50432 x 4096 with three layers of MPT-7B took 2.3 GB at INT8 and INT4.
+# Anonymous memory of a conversion: this many bytes, and so much in relation to the weights at 16 bits.
+# Measured for the same model: 0.9, 7.4 and 4.3 GB. Where the embedding is the larger part, compressing that
+# is what takes most, per element: 50432 x 4096 with three layers of MPT-7B took 2.3 GB at INT8 and INT4.
 MEMORY_BASE = 0.6e9
 MEMORY_SHARE = {"FP16": 0.03, "INT8": 0.55, "INT4": 0.35}
 MEMORY_PER_ELEMENT = {"FP16": 0, "INT8": 9, "INT4": 9}
