@@ -7,35 +7,49 @@ OpenVINO, NNCF and Optimum are imported inside the functions that need them: fin
 takes no ten seconds of imports.
 """
 
+import functools
 import json
 import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import Timeout
+
 from config import ModelConfig, get_model_config
-from model_source import check_disk, exclusive, fetch_checkpoint, show_progress, written_whole
+from model_source import (
+    METADATA_SUFFIXES,
+    PARTIAL,
+    checkpoint_revision,
+    exclusive,
+    fetch_checkpoint,
+    show_progress,
+    weight_files,
+    written_whole,
+)
+from resources import check_disk, check_memory
 
 if TYPE_CHECKING:
+    import torch
     from optimum.intel import OVModelForCausalLM
     from transformers import PreTrainedTokenizerBase
 
 FOLDER_NAMES = {"FP16": "FP16", "INT8": "INT8_compressed_weights", "INT4": "INT4_compressed_weights"}
 
-# What `OVWeightQuantizationConfig` is given. INT8 has one scale and zero point per output channel. INT4 has
-# them per group of 64 input channels; embedding and head stay at 8 bits. Where a layer's width is no
-# multiple of 64, NNCF takes the next smaller group size that fits.
-COMPRESSION = {
-    "INT8": {"bits": 8, "sym": False},
-    "INT4": {"bits": 4, "sym": False, "group_size": 64, "ratio": 1.0, "group_size_fallback": "adjust"},
-}
-# Bytes of the written model in relation to a 16-bit checkpoint, the FP16 step in between included.
-DISK_SHARE = {"FP16": 1.0, "INT8": 1.55, "INT4": 1.4}
+# Bytes of the written model in relation to the weights at 16 bits. Measured for a model shaped like
+# Llama-2-7B (13.5 GB): 1.00, 0.50 and 0.27; where embedding and head are a larger part, INT4 takes more.
+DISK_SHARE = {"FP16": 1.0, "INT8": 0.55, "INT4": 0.4}
+# Anonymous memory of a conversion: this many bytes, and so much in relation to the weights at 16 bits.
+# Measured for the same model: 0.9, 7.4 and 4.3 GB. Where the embedding is the larger part, compressing that
+# is what takes most, per element: 50432 x 4096 with three layers of MPT-7B took 2.3 GB at INT8 and INT4.
+MEMORY_BASE = 0.6e9
+MEMORY_SHARE = {"FP16": 0.03, "INT8": 0.55, "INT4": 0.35}
+MEMORY_PER_ELEMENT = {"FP16": 0, "INT8": 9, "INT4": 9}
 
 MANIFEST = "conversion.json"
 REQUIRED_FILES = (
@@ -55,44 +69,98 @@ def prepare_model(
 ) -> Path:
     """Fetch, convert and compress a model; return its folder, at once if that is finished already.
 
-    The folder is complete by itself: IR, configuration, generation configuration, tokenizer, and the
-    tokenizer and detokenizer as IR. It appears only when everything in it has been written.
+    `prepare_models` for one precision: see there for what is in the folder and what is raised.
 
     Args:
         name: a catalogue name, a Hub id or a local checkpoint folder.
         precision: "FP16", "INT8" or "INT4".
         models_dir: the folder that holds `<name>/<precision>`.
-        checkpoint: a Hub id or a local folder to use instead of the entry's own weights. A result that was
-            made from another checkpoint is replaced.
+        checkpoint: a Hub id or a local folder to use instead of the entry's own weights.
+    """
+    return prepare_models(name, (precision,), models_dir, checkpoint)[precision]
+
+
+def prepare_models(
+    name: str,
+    precisions: Iterable[str] = tuple(FOLDER_NAMES),
+    models_dir: str | Path = "models",
+    checkpoint: str | Path | None = None,
+) -> dict[str, Path]:
+    """Prepare a model in several precisions with one export; return their folders.
+
+    A folder is complete by itself: IR, configuration, generation configuration, tokenizer, and the
+    tokenizer and detokenizer as IR. It appears only when everything in it has been written. Folders that are
+    finished already are kept, unless they were made from another checkpoint or another state of it.
+
+    Args:
+        name: a catalogue name, a Hub id or a local checkpoint folder.
+        precisions: some of "FP16", "INT8" and "INT4".
+        models_dir: the folder that holds `<name>/<precision>`.
+        checkpoint: a Hub id or a local folder to use instead of the entry's own weights.
 
     Raises:
         ValueError: unknown name or precision, or an architecture that cannot be exported.
-        OSError: too little room on the disk; and whatever `fetch_checkpoint` raises.
+        OSError: too little room on the disk or in memory; and whatever `fetch_checkpoint` raises.
     """
-    if precision not in FOLDER_NAMES:
-        raise ValueError(f"Unknown precision {precision!r}; choose one of {', '.join(FOLDER_NAMES)}.")
+    precisions = tuple(precisions)
+    for precision in precisions:
+        if precision not in FOLDER_NAMES:
+            raise ValueError(f"Unknown precision {precision!r}; choose one of {', '.join(FOLDER_NAMES)}.")
     config = get_model_config(name)
     source = str(checkpoint or config.model_id)
     if Path(source).expanduser().is_dir():
         source = str(Path(source).expanduser().resolve())
-    folder = model_folder(name, precision, models_dir)
-    with exclusive(folder):
-        if not _is_finished(folder, source):
-            checkpoint_folder = fetch_checkpoint(get_model_config(source) if checkpoint else config)
-            model_type = check_architecture(checkpoint_folder)
-            size = _checkpoint_size(checkpoint_folder)
-            check_disk(folder, size * DISK_SHARE[precision], f"Converting {name} to {precision}")
-            with written_whole(folder) as partial:
-                if model_type == "mpt":
-                    export_mpt(checkpoint_folder, partial, config, precision)
-                elif precision == "FP16":
-                    export_fp16(checkpoint_folder, partial, config)
-                else:
-                    kept = model_folder(name, "FP16", models_dir)
-                    with _fp16_model(kept, partial, checkpoint_folder, source, config) as fp16_folder:
-                        compress_weights(fp16_folder, partial, precision)
-                _write_manifest(partial, source, precision)
-    return folder
+    origin = ModelConfig(model_id=source) if checkpoint else config
+    folders = {precision: model_folder(name, precision, models_dir) for precision in precisions}
+    home = model_folder(name, "FP16", models_dir).parent
+
+    def unfinished(revision: str | None) -> list[str]:
+        return [p for p, folder in folders.items() if not _is_finished(folder, source, revision)]
+
+    if unfinished(checkpoint_revision(origin)):
+        with exclusive(home):
+            _clear_leftovers(home)
+            if unfinished(checkpoint_revision(origin)):  # no other process has made them meanwhile
+                checkpoint_folder = fetch_checkpoint(get_model_config(source) if checkpoint else config)
+                made_from = {"checkpoint": source, "revision": checkpoint_revision(origin, checkpoint_folder)}
+                _convert(checkpoint_folder, home, config, unfinished(made_from["revision"]), made_from)
+    elif any(home.glob(f"*{PARTIAL}")):  # of a process at work, or of one killed at its very end
+        with suppress(Timeout), exclusive(home).acquire(blocking=False):
+            _clear_leftovers(home)
+    return folders
+
+
+def _convert(
+    checkpoint_folder: Path, home: Path, config: ModelConfig, precisions: list[str], made_from: dict
+) -> None:
+    """Make the folders of some precisions in `home`, the others from the FP16 one, which may be temporary."""
+    if not precisions:  # what was asked for is up to date after all
+        return
+    check_architecture(checkpoint_folder)
+    fp16_folder = home / FOLDER_NAMES["FP16"]
+    has_fp16 = _is_finished(fp16_folder, made_from["checkpoint"], made_from["revision"])
+    _check_resources(checkpoint_folder, home, precisions, has_fp16)
+    home.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        if "FP16" in precisions:
+            with written_whole(fp16_folder) as partial:
+                export_fp16(checkpoint_folder, partial, config)
+                _write_manifest(partial, made_from, "FP16")
+        elif not has_fp16:
+            temporary = tempfile.TemporaryDirectory(dir=home, suffix=PARTIAL)
+            fp16_folder = Path(stack.enter_context(temporary))
+            export_fp16(checkpoint_folder, fp16_folder, config)
+        for precision in precisions:
+            if precision != "FP16":
+                with written_whole(home / FOLDER_NAMES[precision]) as partial:
+                    compress_weights(fp16_folder, partial, precision)
+                    _write_manifest(partial, made_from, precision)
+
+
+def _clear_leftovers(home: Path) -> None:
+    """Remove what killed processes left half written; only for the holder of the lock."""
+    for leftover in home.glob(f"*{PARTIAL}"):
+        shutil.rmtree(leftover)
 
 
 def model_folder(name: str, precision: str, models_dir: str | Path = "models") -> Path:
@@ -102,8 +170,8 @@ def model_folder(name: str, precision: str, models_dir: str | Path = "models") -
     return Path(models_dir) / slug / FOLDER_NAMES[precision]
 
 
-def check_architecture(checkpoint_folder: Path) -> str:
-    """The checkpoint's model type; refuses, before any work, one that cannot be exported.
+def check_architecture(checkpoint_folder: Path) -> None:
+    """Refuse, before any work, a checkpoint that cannot be exported.
 
     Raises:
         ValueError: names the architecture and what can be done, or the setting that cannot be honoured.
@@ -125,43 +193,84 @@ def check_architecture(checkpoint_folder: Path) -> str:
         from mpt_converter import check_settings
 
         check_settings(settings)
-    return model_type
 
 
-def _checkpoint_size(checkpoint_folder: Path) -> int:
-    """Bytes of a checkpoint's files."""
-    return sum(file.stat().st_size for file in checkpoint_folder.iterdir())
+def _check_resources(checkpoint_folder: Path, home: Path, precisions: list[str], has_fp16: bool) -> None:
+    """Refuse, before any work, a conversion for which disk or memory do not suffice.
+
+    Raises:
+        OSError: in numbers, with the way out.
+    """
+    written = [p for p in FOLDER_NAMES if p in precisions or (p == "FP16" and not has_fp16)]
+    weights = _bytes_at_16_bits(checkpoint_folder)
+    metadata = [file for file in checkpoint_folder.iterdir() if file.suffix in METADATA_SUFFIXES]
+    beside = 2 * sum(file.stat().st_size for file in metadata)  # tokenizers are written twice
+    disk = sum(weights * DISK_SHARE[precision] + beside for precision in written)
+    if "FP16" in written and _model_type(checkpoint_folder) == "mpt":
+        disk += weights * (stored_dtype(checkpoint_folder).itemsize > 2)  # what is traced has 16 bits
+    what = f"Converting {home.name} to {', '.join(precisions)}"
+    check_disk(home, disk, what)
+    largest = max(tensor.numel() for tensor in _first_weights(checkpoint_folder).values())
+    needed = [max(weights * MEMORY_SHARE[p], largest * MEMORY_PER_ELEMENT[p]) for p in written]
+    check_memory(MEMORY_BASE + max(needed), what)
+
+
+def _first_weights(checkpoint_folder: Path) -> "dict[str, torch.Tensor]":
+    """The tensors of a checkpoint's first file, the embedding among them, without their content."""
+    from transformers.modeling_utils import load_state_dict
+
+    first = checkpoint_folder / weight_files(checkpoint_folder)[0]
+    return load_state_dict(str(first), map_location="meta")
+
+
+def stored_dtype(checkpoint_folder: Path) -> "torch.dtype":
+    """The 16-bit or 32-bit type of most weights in a checkpoint's first file.
+
+    The configuration's word is not enough: it may name another type than that of the files.
+    """
+    import torch
+
+    elements = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), 0)
+    for tensor in _first_weights(checkpoint_folder).values():
+        if tensor.dtype in elements:  # in a quantized checkpoint the rest
+            elements[tensor.dtype] += tensor.numel()
+    return max(elements, key=elements.get)
+
+
+def _bytes_at_16_bits(checkpoint_folder: Path) -> float:
+    """The size of a checkpoint's weights at 16 bits each."""
+    stored = sum((checkpoint_folder / name).stat().st_size for name in weight_files(checkpoint_folder))
+    return stored * 2 / stored_dtype(checkpoint_folder).itemsize
+
+
+def _model_type(checkpoint_folder: Path) -> str:
+    return json.loads((checkpoint_folder / "config.json").read_text()).get("model_type")
 
 
 def export_fp16(checkpoint_folder: Path, output: Path, config: ModelConfig) -> None:
     """Write a checkpoint as a stateful IR with 16-bit weights, with configuration and tokenizer beside it.
 
-    Stateful: the KV cache is a variable inside the model, not an input and an output.
+    Stateful: the KV cache is a variable inside the model, not an input and an output. The weights are loaded
+    in the type they are stored in: only then do they stay in the mapped files. bfloat16 stays bfloat16.
     """
-    from optimum.exporters.openvino import main_export
-    from optimum.intel import OVConfig
+    total = _bytes_at_16_bits(checkpoint_folder)
+    with quiet_libraries(), show_progress("Exporting to FP16", output, total=total):
+        if _model_type(checkpoint_folder) == "mpt":  # by hand: Optimum's export of MPT ends at max_seq_len
+            from mpt_converter import convert_mpt, load_mpt
 
-    size = _checkpoint_size(checkpoint_folder)
-    with _quiet_libraries(), show_progress("Exporting to FP16", output, total=size):
-        main_export(
-            str(checkpoint_folder),
-            output=output,
-            task="text-generation-with-past",
-            ov_config=OVConfig(dtype="fp16"),
-            trust_remote_code=False,
-        )
-        _convert_tokenizer(checkpoint_folder, output, config)
+            convert_mpt(load_mpt(checkpoint_folder), output, "FP16")
+        else:
+            from optimum.exporters.openvino import main_export
+            from optimum.intel import OVConfig
 
-
-def export_mpt(checkpoint_folder: Path, output: Path, config: ModelConfig, precision: str) -> None:
-    """Write an MPT checkpoint as a stateful IR, by hand: Optimum's export of MPT ends at max_seq_len.
-
-    No FP16 step in between: the weights are compressed in the graph they were traced into.
-    """
-    from mpt_converter import convert_mpt, load_mpt
-
-    with _quiet_libraries(), show_progress(f"Exporting to {precision}", output):
-        convert_mpt(load_mpt(checkpoint_folder), output, precision)
+            main_export(
+                str(checkpoint_folder),
+                output=output,
+                task="text-generation-with-past",
+                ov_config=OVConfig(dtype="fp16"),
+                trust_remote_code=False,
+                model_loading_kwargs={"torch_dtype": stored_dtype(checkpoint_folder)},
+            )
         _convert_tokenizer(checkpoint_folder, output, config)
 
 
@@ -222,46 +331,37 @@ def _save_end_tokens(tokenizer: "PreTrainedTokenizerBase", config: ModelConfig, 
         generation_config.save_pretrained(output)
 
 
-@contextmanager
-def _fp16_model(
-    kept: Path, workspace: Path, checkpoint_folder: Path, source: str, config: ModelConfig
-) -> Iterator[Path]:
-    """The FP16 folder that is kept, if it is there, else one that lasts only as long as it is needed.
-
-    The latter is made in `workspace`: whatever clears that after a crash clears it too.
-    """
-    if _is_finished(kept, source):
-        yield kept
-    else:
-        with tempfile.TemporaryDirectory(dir=workspace) as temporary:
-            export_fp16(checkpoint_folder, Path(temporary), config)
-            yield Path(temporary)
-
-
 def compress_weights(fp16_folder: Path, output: Path, precision: str) -> None:
     """Compress the weights of an FP16 model to 8 or 4 bits and copy what stands beside them.
 
     The activations stay floating point: only what is read from memory for every token becomes smaller.
     """
-    from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
+    import openvino
 
-    with _quiet_libraries():
-        model = OVModelForCausalLM.from_pretrained(
-            fp16_folder,
-            compile=False,
-            quantization_config=OVWeightQuantizationConfig(**COMPRESSION[precision]),
-            trust_remote_code=False,
-        )
-        with show_progress(f"Saving {precision}"):
-            model.save_pretrained(output)
+    from mpt_converter import compress
+
+    with quiet_libraries(), show_progress(f"Compressing to {precision}", output):
+        graph = openvino.Core().read_model(fp16_folder / "openvino_model.xml")
+        options = graph.get_rt_info("runtime_options").value
+        # A note for 16-bit weights; with smaller ones the runtime chooses a smaller cache too.
+        options.pop("KV_CACHE_PRECISION")
+        graph.set_rt_info(options, "runtime_options")
+        openvino.save_model(compress(graph, precision), output / "openvino_model.xml", compress_to_fp16=False)
     for file in fp16_folder.iterdir():
         if file.name != MANIFEST and not (output / file.name).exists():
             shutil.copy2(file, output)
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep notes on tracing and tables of bit widths, which ask nothing of a reader, off the screen."""
+def quiet_libraries() -> Iterator[None]:
+    """Keep notes on tracing, tables of bit widths and the libraries' progress bars off the screen.
+
+    The libraries are imported first: they set their loggers' levels at that moment.
+    """
+    import optimum.exporters.openvino  # noqa: F401
+    from nncf.quantization.algorithms.weight_compression import algorithm
+    from transformers.utils import logging as transformers_logging
+
     thresholds = {
         "nncf": logging.ERROR,
         "optimum": logging.ERROR,
@@ -271,22 +371,27 @@ def _quiet_libraries() -> Iterator[None]:
     }
     loggers = [logging.getLogger(name) for name in thresholds]
     levels = [logger.level for logger in loggers]
+    track, loading_bars = algorithm.track, transformers_logging.is_progress_bar_enabled()
     for logger in loggers:
         logger.setLevel(thresholds[logger.name])
+    algorithm.track = functools.partial(track, disable=True)
+    transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        algorithm.track = track
+        if loading_bars:
+            transformers_logging.enable_progress_bar()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
-def _write_manifest(folder: Path, source: str, precision: str) -> None:
+def _write_manifest(folder: Path, made_from: dict, precision: str) -> None:
     """What the folder was made from, and the size of each file, so that damage is noticed."""
     libraries = ("openvino", "optimum-intel", "nncf", "transformers", "torch")
-    manifest = {
-        "checkpoint": source,
+    manifest = made_from | {
         "precision": precision,
         "versions": {library: version(library) for library in libraries},
         "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
@@ -294,29 +399,35 @@ def _write_manifest(folder: Path, source: str, precision: str) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
 
 
-def _is_finished(folder: Path, source: str) -> bool:
-    """Whether the folder is whole and was made from this checkpoint."""
-    if not (folder / MANIFEST).is_file() or _damage(folder):
-        return False
-    return json.loads((folder / MANIFEST).read_text())["checkpoint"] == source
+def _read_manifest(folder: Path) -> dict | None:
+    """What `_write_manifest` wrote, or None if that is not there or damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return manifest if manifest["files"].keys() >= set(REQUIRED_FILES) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a converted folder, in words, or None."""
-    for name in REQUIRED_FILES:
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-    if (folder / MANIFEST).is_file():
+def _is_finished(folder: Path, source: str, revision: str | None) -> bool:
+    """Whether the folder is whole and was made from this checkpoint, at this revision if one is known."""
+    manifest = _read_manifest(folder)
+    return (
+        manifest is not None
+        and manifest["checkpoint"] == source
+        and revision in (None, manifest.get("revision"))
+        and _damage(folder, manifest["files"]) is None
+    )
+
+
+def _damage(folder: Path, sizes: dict[str, int | None]) -> str | None:
+    """The first file that is missing or has not the size it should have, in words, or None."""
+    for name, size in sizes.items():
         try:
-            sizes = json.loads((folder / MANIFEST).read_text())["files"]
-        except (ValueError, KeyError, TypeError):
-            return f"{MANIFEST} cannot be read"
-        for name, size in sizes.items():
-            if not (folder / name).is_file():
-                return f"{name} is missing"
             found = (folder / name).stat().st_size
-            if found != size:
-                return f"{name} has {found} bytes instead of {size}"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        if found != size and size is not None:
+            return f"{name} has {found} bytes instead of {size}"
     return None
 
 
@@ -339,7 +450,11 @@ def load_model(
         raise FileNotFoundError(
             f"There is no folder {folder}. Make it with conversion.prepare_model(name, precision)."
         )
-    damage = _damage(folder)
+    manifest = _read_manifest(folder)
+    if manifest is None and (folder / MANIFEST).is_file():
+        damage = f"{MANIFEST} cannot be read"
+    else:
+        damage = _damage(folder, dict.fromkeys(REQUIRED_FILES) | (manifest["files"] if manifest else {}))
     if damage:
         raise ValueError(
             f"{folder} is not a whole converted model: {damage}. Delete it and convert the model again."

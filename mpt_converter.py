@@ -10,12 +10,14 @@ The steps, each a function below: a forward pass with an explicit KV cache (`Mpt
 import gc
 import json
 import math
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import nn
@@ -62,6 +64,8 @@ def load_mpt(checkpoint_folder: str | Path) -> "MptForCausalLM":
     settings = json.loads((Path(checkpoint_folder) / "config.json").read_text())
     check_settings(settings)
     settings.pop("auto_map", None)
+    if "expansion_ratio" in settings:
+        settings["expansion_ratio"] = int(settings["expansion_ratio"])  # 4.0 is refused there
     attention = dict(settings.get("attn_config") or {})
     attention.pop("attn_pdrop", None)  # dropout ends with training, and transformers takes whole numbers only
     for part in (settings, attention):
@@ -78,8 +82,8 @@ def convert_mpt(
 ) -> Path:
     """Write an MPT model as OpenVINO IR, with config.json and generation_config.json beside it.
 
-    The model is left as it was. Its weights are not copied, except that 32-bit ones become 16-bit for FP16;
-    bfloat16 weights stay bfloat16.
+    The model is left as it was. Its weights are not copied, except that 32-bit ones become 16-bit for FP16,
+    in nameless files on the disk of `model_path`; bfloat16 weights stay bfloat16.
 
     Args:
         pt_model: float32, float16 or bfloat16, on the CPU.
@@ -96,12 +100,12 @@ def convert_mpt(
 
     import openvino
 
-    model = trace(MptWithCache(pt_model, half=precision == "FP16"))
+    model_path = Path(model_path)
+    model_path.mkdir(parents=True, exist_ok=True)
+    model = trace(MptWithCache(pt_model, scratch=model_path if precision == "FP16" else None))
     if stateful:
         make_stateful(model, pt_model.config)
     model = compress(model, precision)
-    model_path = Path(model_path)
-    model_path.mkdir(parents=True, exist_ok=True)
     # Not compress_to_fp16: it would round the ALiBi slopes too, which are multiplied by large distances.
     openvino.save_model(model, model_path / "openvino_model.xml", compress_to_fp16=False)
     pt_model.config.save_pretrained(model_path)
@@ -129,6 +133,16 @@ def check_settings(settings: dict) -> None:
                 f"This MPT model has {name} = {value!r}, which cannot be converted; only "
                 f"{' or '.join(map(repr, honoured))} can."
             )
+    # transformers' class has one width whatever the settings say; llm-foundry's class obeys them.
+    foundry = "MPTForCausalLM" in (settings.get("architectures") or ())
+    ratio = settings.get("expansion_ratio", 4) if foundry else 4
+    hidden_size = (settings.get("ffn_config") or {}).get("ffn_hidden_size")
+    if ratio != 4 or hidden_size not in (None, 4 * settings["d_model"]):
+        given = f"expansion_ratio = {ratio}" if ratio != 4 else f"ffn_hidden_size = {hidden_size}"
+        raise ValueError(
+            f"This MPT model has {given}, which cannot be converted; only feed-forward layers four times as "
+            "wide as d_model can."
+        )
 
 
 def alibi_slopes(n_heads: int, bias_max: float) -> torch.Tensor:
@@ -149,16 +163,16 @@ class MptWithCache(nn.Module):
     """MPT's forward pass, written out: token ids and a cache in, logits and the longer cache out.
 
     The weights are the given model's own tensors, in modules of our own: whatever happens to these modules
-    does not reach the model.
+    does not reach the model. Given a folder `scratch`, 32-bit matrices become 16-bit ones.
     """
 
-    def __init__(self, pt_model: "MptForCausalLM", half: bool = False):
+    def __init__(self, pt_model: "MptForCausalLM", scratch: Path | None = None):
         super().__init__()
 
         def own(weight: torch.Tensor) -> nn.Parameter:
             weight = weight.detach()
-            if half and weight.dtype == torch.float32 and weight.dim() == 2:
-                weight = weight.half()
+            if scratch and weight.dtype == torch.float32 and weight.dim() == 2:
+                weight = _half_on_disk(weight, scratch)
             return nn.Parameter(weight, requires_grad=False)
 
         def linear(layer: nn.Linear) -> nn.Linear:
@@ -258,6 +272,13 @@ class MptWithCache(nn.Module):
         return block["out"](rearrange(attended, "b h n d -> b n (h d)")), key, value
 
 
+def _half_on_disk(weight: torch.Tensor, folder: Path) -> torch.Tensor:
+    """A 16-bit copy of a matrix in a mapped file without a name, so that it need not stay in memory."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        half = torch.from_numpy(np.memmap(file, np.float16, "w+", shape=tuple(weight.shape)))
+    return half.copy_(weight)
+
+
 def cache_names(config: "MptConfig", prefix: str) -> list[str]:
     """The names of a cache's tensors: <prefix>.0.key, <prefix>.0.value, <prefix>.1.key, ..."""
     return [f"{prefix}.{layer}.{part}" for layer in range(config.n_layers) for part in ("key", "value")]
@@ -333,7 +354,7 @@ def make_stateful(graph: "openvino.Model", config: "MptConfig") -> None:
 
 
 def compress(graph: "openvino.Model", precision: str) -> "openvino.Model":
-    """Compress the weights to 8 or 4 bits, or only note for FP16 that the cache wants 16 bits as well.
+    """Compress the weights of a graph to 8 or 4 bits, or only note for FP16 that the cache wants 16 as well.
 
     INT8 has a scale and a zero point per output channel. INT4 has them per group of 64 input channels, or the
     next smaller number that divides the layer's width; embedding and head stay at 8 bits.

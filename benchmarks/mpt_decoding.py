@@ -19,7 +19,7 @@ from optimum.intel import OVConfig, OVModelForCausalLM, OVWeightQuantizationConf
 from transformers import MptConfig
 
 from benchmarks.random_checkpoint import write_random_checkpoint
-from conversion import COMPRESSION, _quiet_libraries
+from conversion import quiet_libraries
 from engine import OptimumEngine, SamplingParams
 from mpt_converter import convert_mpt, load_mpt
 from ov_mpt_model import OVMPTModel
@@ -43,7 +43,7 @@ def milliseconds_per_token(engine: OptimumEngine) -> float:
 
 def main() -> None:
     """Print a table in Markdown; the contestants take turns, so that a busy machine slows all alike."""
-    with tempfile.TemporaryDirectory() as temporary, _quiet_libraries():
+    with tempfile.TemporaryDirectory() as temporary, quiet_libraries():
         root = Path(temporary)
         checkpoint = write_random_checkpoint(root / "checkpoint", SHAPE, torch.float16)
         main_export(str(checkpoint), root / "optimum-FP16", task="text-generation-with-past",
@@ -51,7 +51,7 @@ def main() -> None:
         OVModelForCausalLM.from_pretrained(
             root / "optimum-FP16",
             compile=False,
-            quantization_config=OVWeightQuantizationConfig(**COMPRESSION["INT8"]),
+            quantization_config=OVWeightQuantizationConfig(bits=8, sym=False),
         ).save_pretrained(root / "optimum-INT8")
         pt_model = load_mpt(checkpoint)
         for precision in ("FP16", "INT8"):

@@ -3,10 +3,12 @@
 import json
 import logging
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,13 +19,21 @@ import openvino
 import openvino_tokenizers
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import conversion
 import model_source
+import resources
 from config import DEFAULT_MODEL, ModelConfig
 from conftest import EXACT
-from conversion import FOLDER_NAMES, load_model, model_folder, prepare_model
+from conversion import FOLDER_NAMES, load_model, model_folder, prepare_model, prepare_models, stored_dtype
 from tiny_checkpoints import FAMILIES, make_tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +94,24 @@ def visible_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
+def differences(folder: Path, other: Path) -> list[str]:
+    """The names of the files that are not in both folders or not the same.
+
+    OpenVINO numbers new operations through as long as a process lives: Constant_17 may become Constant_18.
+    """
+
+    def content(file: Path) -> object:
+        if file.name == "conversion.json":
+            manifest = json.loads(file.read_text())
+            sizes = manifest.pop("files")
+            return manifest, {name: None if name.endswith(".xml") else sizes[name] for name in sizes}
+        numbered = rb"(?<=[a-z0-9]_)\d+|(?<=Model)\d+" if file.suffix == ".xml" else rb"(?!)"
+        return re.sub(numbered, b"", file.read_bytes())
+
+    files, others = ({file.name: content(file) for file in place.iterdir()} for place in (folder, other))
+    return [name for name in sorted(files | others) if files.get(name) != others.get(name)]
+
+
 # What is in a finished folder
 
 
@@ -94,6 +122,7 @@ def test_folder_is_complete(converted, tiny_checkpoints, family, precision):
     assert set(visible_names(folder)) - {"openvino_config.json"} == FILES
     manifest = json.loads((folder / "conversion.json").read_text())
     assert manifest["checkpoint"] == str(tiny_checkpoints[family])
+    assert len(manifest["revision"]) == 64
     assert manifest["precision"] == precision
     assert manifest["versions"]["openvino"] in openvino.get_version()
     assert manifest["files"] == {
@@ -162,6 +191,63 @@ def test_every_weight_matrix_is_compressed(converted, tiny_checkpoints, family, 
         if len(shape := node.get_output_shape(0)) >= 2 and shape[0] > 1 and shape[-1] >= 32
     ]
     assert Counter(node.get_element_type().to_string() for node in matrices) == expected
+
+
+# Memory: the weights stay in the files of the checkpoint
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_weights_are_exported_as_they_are_stored(tmp_path, dtype, suffix):
+    """Whatever the configuration says, which may name another type."""
+    checkpoint = make_tiny_checkpoint(tmp_path / "checkpoint", "llama")
+    weights = {name: tensor.to(dtype) for name, tensor in load_file(checkpoint / "model.safetensors").items()}
+    if suffix == "bin":
+        torch.save(weights, checkpoint / "pytorch_model.bin")
+        (checkpoint / "model.safetensors").unlink()
+    else:  # not over the file that is mapped
+        save_file(weights, checkpoint / "new", metadata={"format": "pt"})
+        (checkpoint / "new").rename(checkpoint / "model.safetensors")
+    config = json.loads((checkpoint / "config.json").read_text())
+    stated = "float16" if dtype == torch.float32 else "float32"
+    (checkpoint / "config.json").write_text(json.dumps(config | {"dtype": stated}))
+    assert stored_dtype(checkpoint) == dtype
+    folder = prepare_model(str(checkpoint), "FP16", tmp_path / "models")
+    ir = openvino.Core().read_model(folder / "openvino_model.xml")
+    constants = [node for node in ir.get_ops() if node.get_type_name() == "Constant"]
+    matrices = {node.get_element_type() for node in constants if len(node.shape) == 2 and min(node.shape) > 4}
+    assert matrices == {openvino.Type.bf16 if dtype == torch.bfloat16 else openvino.Type.f16}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("precision", "share"), [("FP16", 0.2), ("INT8", 0.6), ("INT4", 0.6)])
+def test_memory_stays_below_a_share_of_the_checkpoint(tmp_path, precision, share):
+    script = """
+import sys, threading, time
+import nncf, openvino, openvino_tokenizers, optimum.exporters.openvino
+import conversion, mpt_converter, transformers.models.llama.modeling_llama
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+peak, before = 0, anonymous()
+def watch():
+    global peak
+    while True:
+        peak = max(peak, anonymous())
+        time.sleep(0.01)
+threading.Thread(target=watch, daemon=True).start()
+conversion.prepare_model(*sys.argv[1:])
+print((peak - before) * 1024)
+"""
+    checkpoint = make_tiny_checkpoint(tmp_path / "checkpoint", "llama")
+    config = LlamaConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=16, vocab_size=1000)
+    LlamaForCausalLM(config).bfloat16().save_pretrained(checkpoint, max_shard_size="200MB")
+    (checkpoint / "model.safetensors").unlink()
+    size = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
+    arguments = [sys.executable, "-c", script, checkpoint, precision, tmp_path / "models"]
+    output = subprocess.check_output([*map(str, arguments)], cwd=ROOT, text=True, stderr=subprocess.DEVNULL)
+    # what any conversion takes, however small the model
+    assert int(output.split()[-1]) <= share * size + 120e6
 
 
 @pytest.mark.parametrize("precision", FOLDER_NAMES)
@@ -285,6 +371,81 @@ def test_a_relative_path_is_another_checkpoint_in_another_folder(tmp_path, monke
     assert len(instant_export) == 2
 
 
+def test_new_weights_under_the_same_path_convert_again(tmp_path, instant_export):
+    checkpoint = make_tiny_checkpoint(tmp_path / "checkpoint", "llama")
+    arguments = ("llama-2-chat-7b", "FP16", tmp_path / "models", checkpoint)
+    prepare_model(*arguments)
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.norm.weight"][0] += 1
+    before = (checkpoint / "model.safetensors").stat().st_size
+    save_file(weights, checkpoint / "new", metadata={"format": "pt"})
+    (checkpoint / "new").rename(checkpoint / "model.safetensors")
+    assert (checkpoint / "model.safetensors").stat().st_size == before
+    for _ in range(2):
+        prepare_model(*arguments)
+    assert len(instant_export) == 2
+
+
+def test_a_new_configuration_converts_again_but_a_new_readme_does_not(tmp_path, instant_export):
+    checkpoint = make_tiny_checkpoint(tmp_path / "checkpoint", "llama")
+    arguments = ("llama-2-chat-7b", "FP16", tmp_path / "models", checkpoint)
+    prepare_model(*arguments)
+    (checkpoint / "README.md").write_text("# A model")
+    prepare_model(*arguments)
+    assert len(instant_export) == 1
+    config = (checkpoint / "config.json").read_text()
+    (checkpoint / "config.json").write_text(config.replace("1e-06", "1e-05"))
+    assert (checkpoint / "config.json").read_text() != config
+    prepare_model(*arguments)
+    assert len(instant_export) == 2
+
+
+def test_a_finished_model_outlives_its_checkpoint(tmp_path, instant_export):
+    checkpoint = make_tiny_checkpoint(tmp_path / "checkpoint", "llama")
+    arguments = ("llama-2-chat-7b", "FP16", tmp_path / "models", checkpoint)
+    folder = prepare_model(*arguments)
+    shutil.rmtree(checkpoint)
+    assert prepare_model(*arguments) == folder
+
+
+def test_another_revision_of_a_hub_model_converts_again(
+    tiny_checkpoints, tmp_path, monkeypatch, instant_export
+):
+    monkeypatch.setattr(model_source.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for revision, exports in (("aaa", 1), ("bbb", 2)):
+        snapshot = tmp_path / "hub/models--someone--chatbot/snapshots" / revision
+        shutil.copytree(tiny_checkpoints["llama"], snapshot)
+        snapshot.touch()  # copied with the time of the original
+        monkeypatch.setattr(conversion, "fetch_checkpoint", lambda _, snapshot=snapshot: snapshot)
+        for _ in range(2):
+            folder = prepare_model("someone/chatbot", "FP16", tmp_path / "models")
+        assert len(instant_export) == exports
+        manifest = json.loads((folder / "conversion.json").read_text())
+        assert (manifest["checkpoint"], manifest["revision"]) == ("someone/chatbot", revision)
+    shutil.rmtree(tmp_path / "hub")
+    assert prepare_model("someone/chatbot", "FP16", tmp_path / "models") == folder
+    assert len(instant_export) == 2
+
+
+def test_several_precisions_need_one_export_and_equal_those_made_alone(
+    converted, tiny_checkpoints, tmp_path, monkeypatch
+):
+    exports, export = [], conversion.export_fp16
+    monkeypatch.setattr(conversion, "export_fp16", lambda *arguments: exports.append(export(*arguments)))
+    folders = prepare_models(NAMES["mpt"], ("INT8", "INT4"), tmp_path, tiny_checkpoints["mpt"])
+    assert len(exports) == 1
+    assert list(folders) == ["INT8", "INT4"]
+    assert visible_names(tmp_path / NAMES["mpt"]) == ["INT4_compressed_weights", "INT8_compressed_weights"]
+    for precision, folder in folders.items():
+        assert differences(folder, converted("mpt", precision)) == []
+
+
+def test_all_precisions_are_the_default(tiny_checkpoints, tmp_path):
+    folders = prepare_models("llama-2-chat-7b", models_dir=tmp_path, checkpoint=tiny_checkpoints["llama"])
+    assert list(folders) == ["FP16", "INT8", "INT4"]
+    assert all(json.loads((folders[p] / "conversion.json").read_text())["precision"] == p for p in folders)
+
+
 def test_compressing_starts_from_the_fp16_folder_that_is_there(converted, monkeypatch):
     fp16 = converted("gpt_neox", "FP16")
     shutil.rmtree(fp16.with_name("INT8_compressed_weights"), ignore_errors=True)
@@ -358,6 +519,88 @@ conversion.prepare_model(*sys.argv[1:])
     assert set(visible_names(folder)) >= FILES
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_leftovers_of_a_killed_process_are_cleared_up(tiny_checkpoints, tmp_path, instant_export, finished):
+    arguments = ("llama-2-chat-7b", "FP16", tmp_path, tiny_checkpoints["llama"])
+    if finished:
+        prepare_model(*arguments)
+    for name in ("tmpabc.partial", "INT8_compressed_weights.partial"):
+        (tmp_path / "llama-2-chat-7b" / name).mkdir(parents=True)
+    with model_source.exclusive(tmp_path / "llama-2-chat-7b"):
+        if finished:  # whoever holds the lock may be writing them
+            prepare_model(*arguments)
+            assert len(visible_names(tmp_path / "llama-2-chat-7b")) == 3
+    prepare_model(*arguments)
+    assert visible_names(tmp_path / "llama-2-chat-7b") == ["FP16"]
+
+
+FORKS = """
+import os, signal, sys, time
+import telemetry
+telemetry.turn_off()
+import nncf, openvino, openvino_tokenizers, optimum.exporters.openvino
+import mpt_converter, transformers.models.llama.modeling_llama
+from conversion import prepare_model
+for line in sys.stdin:
+    kill_after, *models_dirs = line.split()
+    children = []
+    for models_dir in models_dirs:
+        children.append(os.fork())
+        if not children[-1]:
+            prepare_model("llama-2-chat-7b", "INT8", models_dir, sys.argv[1])
+            os._exit(0)
+    if kill_after != "never":
+        time.sleep(float(kill_after))
+        os.kill(children[0], signal.SIGKILL)
+    print(*[os.waitpid(child, 0)[1] for child in children], flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks after the imports")
+def test_killed_at_any_moment_the_next_run_goes_on_and_nothing_half_made_looks_finished(
+    tiny_checkpoints, tmp_path
+):
+    """Twenty kills at random moments; the processes are forks of one that has the imports done."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FORKS, str(tiny_checkpoints["llama"])],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+
+    def run(kill_after: float | str, *models_dirs: Path) -> str:
+        print(kill_after, *models_dirs, file=parent.stdin, flush=True)
+        return parent.stdout.readline().strip()
+
+    def is_whole(models_dir: Path) -> bool:
+        folder = models_dir / "llama-2-chat-7b/INT8_compressed_weights"
+        return folder.exists() and differences(folder, undisturbed) == []
+
+    rng = random.Random(0)
+    disturbed = tmp_path / "disturbed"
+    undisturbed = tmp_path / "undisturbed/llama-2-chat-7b/INT8_compressed_weights"
+    with parent:
+        assert run("never", tmp_path / "warm_up") == "0"
+        started = time.perf_counter()
+        assert run("never", tmp_path / "undisturbed") == "0"
+        duration = time.perf_counter() - started
+        killed = 0
+        for _ in range(20):
+            killed += run(rng.uniform(0, duration), disturbed) == "9"
+            if (disturbed / "llama-2-chat-7b/INT8_compressed_weights").exists():
+                assert is_whole(disturbed)
+                shutil.rmtree(disturbed)
+        assert killed >= 10
+        assert run("never", disturbed) == "0"
+        assert is_whole(disturbed)
+        assert visible_names(disturbed / "llama-2-chat-7b") == ["INT8_compressed_weights"]
+
+        both = tmp_path / "both"
+        assert run("never", both, both) == "0 0"
+        assert is_whole(both)
+        assert visible_names(both / "llama-2-chat-7b") == ["INT8_compressed_weights"]
+        parent.stdin.close()
+
+
 # Refusals before any work
 
 
@@ -377,7 +620,7 @@ def test_an_architecture_that_cannot_be_exported_is_named(
     monkeypatch.setattr(conversion, "export_fp16", lambda *_: pytest.fail("export was tried"))
     with pytest.raises(ValueError, match=f"holds a model of type {model_type!r}"):
         prepare_model(str(checkpoint), "FP16", tmp_path / "models")
-    assert visible_names(tmp_path / "models" / "checkpoint") == []
+    assert visible_names(tmp_path / "models") == []
 
 
 @pytest.mark.parametrize("precision", FOLDER_NAMES)
@@ -388,7 +631,29 @@ def test_a_full_disk_is_noticed_before_the_export(tiny_checkpoints, tmp_path, mo
     monkeypatch.setattr(conversion, "export_fp16", lambda *_: pytest.fail("export was tried"))
     with pytest.raises(OSError, match=rf"to {precision} needs \d+\.\d GB .* but only \d+\.\d GB are free"):
         prepare_model("llama-2-chat-7b", precision, tmp_path, tiny_checkpoints["llama"])
-    assert visible_names(tmp_path / "llama-2-chat-7b") == []
+    assert visible_names(tmp_path) == []
+
+
+@pytest.mark.parametrize("precision", FOLDER_NAMES)
+def test_too_little_memory_is_noticed_before_the_export(tiny_checkpoints, tmp_path, monkeypatch, precision):
+    monkeypatch.setattr(resources, "available_memory", lambda: 500_000_000)
+    monkeypatch.setattr(conversion, "export_fp16", lambda *_: pytest.fail("export was tried"))
+    with pytest.raises(OSError, match=rf"to {precision} needs 0\.6 GB of memory, but only 0\.5 GB are av"):
+        prepare_model("llama-2-chat-7b", precision, tmp_path, tiny_checkpoints["llama"])
+    assert visible_names(tmp_path) == []
+
+
+def test_the_memory_needed_grows_with_the_weights_but_not_for_fp16(tmp_path, monkeypatch):
+    needed = {}
+    monkeypatch.setattr(conversion, "check_memory", lambda size, what: needed.update({what: size}))
+    monkeypatch.setattr(conversion, "_bytes_at_16_bits", lambda _: 13.5e9)
+    monkeypatch.setattr(conversion, "check_disk", lambda *_: None)
+    checkpoint = make_tiny_checkpoint(tmp_path, "llama")
+    for precision in FOLDER_NAMES:
+        conversion._check_resources(checkpoint, Path("m"), [precision], has_fp16=False)
+    assert needed["Converting m to FP16"] <= 0.2 * 13.5e9 + 0.6e9
+    assert 0.5 * 13.5e9 < needed["Converting m to INT8"] <= 0.6 * 13.5e9 + 0.6e9
+    assert 0.3 * 13.5e9 < needed["Converting m to INT4"] <= 0.6 * 13.5e9 + 0.6e9
 
 
 # Loading
@@ -463,6 +728,23 @@ def test_an_unknown_property_is_a_clear_error(converted):
 
 
 # Silence
+
+
+def test_a_script_shows_no_tables_and_bars_of_the_libraries(tiny_checkpoints, tmp_path):
+    script = "import sys; from conversion import prepare_model; prepare_model(*sys.argv[1:])"
+    arguments = [
+        sys.executable,
+        "-c",
+        script,
+        NAMES["gpt_neox"],
+        "INT4",
+        tmp_path,
+        tiny_checkpoints["gpt_neox"],
+    ]
+    shown = subprocess.run([*map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout == ""
+    for words in ("Statistics", "Weight Compression", "Loading weights"):
+        assert words not in shown.stderr
 
 
 def test_converting_logs_nothing_and_leaves_the_log_levels_alone(tiny_checkpoints, tmp_path, caplog):

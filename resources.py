@@ -1,0 +1,86 @@
+"""Room on the disk and in memory: what there is, and a refusal in numbers where it is too little.
+
+Knows files of the Linux kernel and of its control groups. Refuses to know what the room is for.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def check_disk(folder: Path, needed: float, what: str) -> None:
+    """Refuse work whose result does not fit.
+
+    Args:
+        folder: where the result goes; it need not exist yet.
+        needed: bytes.
+        what: what needs them, for the message.
+
+    Raises:
+        OSError: in numbers, with the way out.
+    """
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OSError(
+            f"{what} needs {needed / 1e9:.1f} GB in {folder}, but only {free / 1e9:.1f} GB are free there. "
+            "Free some space, or choose another disk: the environment variable HF_HOME moves downloads, "
+            "LLM_CHATBOT_MODELS_DIR converted models."
+        )
+
+
+def check_memory(needed: float, what: str) -> None:
+    """Refuse work for which the memory does not suffice; where that cannot be told, let it begin.
+
+    Args:
+        needed: bytes.
+        what: what needs them, for the message.
+
+    Raises:
+        OSError: in numbers, with the way out.
+    """
+    available = available_memory()
+    if available is not None and available < needed:
+        raise OSError(
+            f"{what} needs {needed / 1e9:.1f} GB of memory, but only {available / 1e9:.1f} GB are available. "
+            "Close other programs, raise the container's limit, choose a smaller model, or copy the folder "
+            "from a machine that has converted it."
+        )
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process can still have, or None where the system does not say: there is no /proc.
+
+    The least of what the machine has available and what the process's control groups leave it.
+    """
+    if not (root / "proc/meminfo").is_file():
+        return None
+    meminfo = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
+    return min(int(meminfo["MemAvailable"].split()[0]) * 1024, *_left_by_control_groups(root))
+
+
+def _left_by_control_groups(root: Path) -> Iterator[float]:
+    """What each memory limit on this process leaves, in bytes; infinity comes last.
+
+    Cached files do not count as used: the kernel drops them when memory is needed.
+    Formats: https://docs.kernel.org/admin-guide/cgroup-v2.html and .../cgroup-v1/memory.html
+    """
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.is_file() else []:
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            mount, limit, usage, prefix = "sys/fs/cgroup", "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            mount, limit, usage = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            prefix = "total_"
+        else:
+            continue
+        # Inside a container the path may be the host's, and the mount itself the container's group.
+        innermost = (root / mount).joinpath(group.strip("/"))
+        for folder in (innermost, *innermost.parents):
+            if folder.is_relative_to(root / mount) and (folder / limit).is_file():
+                statistics = dict(map(str.split, (folder / "memory.stat").read_text().splitlines()))
+                cached = sum(int(statistics[f"{prefix}{state}_file"]) for state in ("active", "inactive"))
+                bytes_allowed = float((folder / limit).read_text().replace("max", "inf"))
+                yield bytes_allowed - int((folder / usage).read_text()) + cached
+    yield float("inf")
