@@ -122,13 +122,6 @@ SUPPORTED_MODELS: dict[str, ModelConfig] = {
         max_context=40960,
         license="apache-2.0",
     ),
-    "gemma-3-1b-it": ModelConfig(
-        model_id="google/gemma-3-1b-it",
-        parameters=1_000_000_000,
-        max_context=32768,
-        license="gemma",
-        gated=True,
-    ),
     "tiny-llama-1b-chat": ModelConfig(
         model_id="TinyLlama/TinyLlama-1.1B-Chat-v1.0",
         parameters=1_100_000_000,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import Timeout
+from packaging.version import Version
 
 from config import ModelConfig, get_model_config
 from model_source import (
@@ -187,7 +188,17 @@ def check_architecture(checkpoint_folder: Path) -> None:
         raise ValueError(
             f"{checkpoint_folder} holds a model of type {model_type!r}, which Optimum Intel cannot "
             "export for text generation. Choose one of a supported type (llama, qwen2, qwen3, mistral, phi3, "
-            "gemma3_text, gpt_neox, mpt, ...); code that a checkpoint brings along is not run."
+            "gpt_neox, mpt, ...); code that a checkpoint brings along is not run."
+        )
+    exporter = TasksManager.get_exporter_config_constructor(
+        "openvino", model_type=model_type, task="text-generation-with-past", library_name="transformers"
+    ).func
+    newest = getattr(exporter, "MAX_TRANSFORMERS_VERSION", None)
+    if newest and Version(version("transformers")) > Version(str(newest)):
+        raise ValueError(
+            f"{checkpoint_folder} holds a model of type {model_type!r}, which this version of Optimum Intel "
+            f"exports with transformers up to {newest} only, and transformers {version('transformers')} is "
+            "installed. Choose a model of another type, or a newer Optimum Intel."
         )
     if model_type == "mpt":
         from mpt_converter import check_settings
@@ -434,7 +445,9 @@ def _damage(folder: Path, sizes: dict[str, int | None]) -> str | None:
 def load_model(
     folder: str | Path, device: str = "CPU", ov_config: dict[str, str] | None = None
 ) -> "tuple[OVModelForCausalLM, PreTrainedTokenizerBase]":
-    """Load a converted folder, compile the model for a device, and return it with its tokenizer.
+    """Load a converted folder for a device; returns the model and its tokenizer.
+
+    The model is compiled when it is first used: by itself, or in another form by `engine.OptimumEngine`.
 
     Args:
         folder: what `prepare_model` returned, or any folder that `optimum-cli export openvino` made.
@@ -480,9 +493,9 @@ def load_model(
     model_type = json.loads((folder / "config.json").read_text()).get("model_type")
     model_class = OVMPTModel if model_type == "mpt" else OVModelForCausalLM
     try:
-        with show_progress(f"Loading the model on {device}"):
+        with show_progress("Loading the model"):
             model = model_class.from_pretrained(
-                folder, device=device, ov_config=ov_config, trust_remote_code=False
+                folder, compile=False, device=device, ov_config=ov_config, trust_remote_code=False
             )
     except RuntimeError as error:
         raise ValueError(f"OpenVINO cannot load {folder} on {device}: {error}") from error
