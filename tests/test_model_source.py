@@ -18,9 +18,16 @@ import pytest
 from gguf.constants import TokenType
 from transformers import AutoConfig, AutoTokenizer
 
+import model_source
 from config import DEFAULT_MODEL, SUPPORTED_MODELS, ModelConfig, get_model_config
 from fake_hub import FakeHub
-from model_source import exclusive, fetch_checkpoint, tokenizer_from_gguf, written_whole
+from model_source import (
+    checkpoint_revision,
+    exclusive,
+    fetch_checkpoint,
+    tokenizer_from_gguf,
+    written_whole,
+)
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = json.loads((ROOT / "tests/data/smollm2_token_reference.json").read_text())
@@ -152,6 +159,9 @@ def test_only_configuration_tokenizer_and_one_weight_format_are_downloaded(hub, 
         "original/consolidated.00.pth": b"other",
         "consolidated.safetensors": b"other",
         "model.gguf": b"other",
+        "model.fp16.safetensors": b"a variant",
+        "model-00001-of-00001.fp16.safetensors": b"a variant",
+        "pytorch_model.fp16.bin": b"a variant",
         "README.md": b"# Chatbot",
     }
     hub.repos[REPO] = ballast | METADATA | SHARDED | {"pytorch_model.bin": b"other"}
@@ -280,6 +290,56 @@ def test_a_full_disk_is_found_out_before_anything_is_downloaded(hub, fetch):
             assert words in outcome.text
     assert hub.log
     assert not any("/resolve/" in entry.path for entry in hub.log)
+
+
+# Which state of a checkpoint
+
+
+def test_a_hub_model_s_revision_is_the_commit_of_the_copy_fetched_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_source.constants, "HF_HUB_CACHE", str(tmp_path))
+    config = ModelConfig(REPO)
+    assert checkpoint_revision(config) is None
+    snapshots = [tmp_path / "models--someone--chatbot/snapshots" / name for name in ("older", "newer")]
+    for age, snapshot in enumerate(snapshots):
+        snapshot.mkdir(parents=True)
+        write_files(snapshot, METADATA | SINGLE)
+        os.utime(snapshot, (age, age))
+    assert checkpoint_revision(config) == "newer"
+    os.utime(snapshots[0], (5, 5))
+    assert checkpoint_revision(config) == "older"
+    assert checkpoint_revision(config, snapshots[1]) == "newer"
+    (snapshots[0] / "model.safetensors").unlink()  # no longer whole
+    assert checkpoint_revision(config) == "newer"
+
+
+def test_going_back_to_an_older_commit_makes_its_copy_the_newest(hub, fetch):
+    hub.repos[REPO] = METADATA | SINGLE
+    older = fetch()
+    hub.repos[REPO] = METADATA | {"model.safetensors": b"other weights"}
+    assert fetch() != older
+    hub.repos[REPO] = METADATA | SINGLE
+    assert fetch() == older
+    hub.stop()
+    assert fetch() == older
+
+
+@pytest.mark.parametrize(
+    ("name", "matters"),
+    [("config.json", True), ("tokenizer.json", True), ("model.safetensors", True), ("README.md", False)],
+)
+def test_a_local_checkpoint_s_revision_changes_with_what_is_read(tmp_path, name, matters):
+    write_files(tmp_path, METADATA | SINGLE | {"README.md": b"about it"})
+    config = ModelConfig(str(tmp_path))
+    before = checkpoint_revision(config)
+    assert checkpoint_revision(config) == before
+    file = tmp_path / name
+    file.write_bytes(file.read_bytes()[::-1])  # as long as it was
+    assert (checkpoint_revision(config) != before) == matters
+
+
+def test_the_bundled_checkpoint_s_revision_is_its_wheel_s():
+    config = SUPPORTED_MODELS[DEFAULT_MODEL]
+    assert checkpoint_revision(config) == config.bundled.sha256
 
 
 # The catalogue
