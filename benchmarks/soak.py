@@ -1,8 +1,8 @@
 """Many visitors at once, and not all of them polite: does the chat page answer them all, and stay as it was?
 
 Eight clients, in a process of their own, ask one question after another. Some answers are stopped, some
-clients go away in the middle of one, some go back and ask otherwise. The page then has as many threads as
-before and, but for the warm-up, as much memory; no request has failed. Ends with 1 where that is not so.
+clients go away in the middle of one, some go back and ask otherwise. The page then has no more threads than
+after the warm-up and hardly more memory, and no request has failed. Ends with 1 where that is not so.
 
 Usage: python -m benchmarks.soak [--engine optimum|genai] [--requests 500]
 """
@@ -53,7 +53,8 @@ def visit(address: str, requests: int, seed: int) -> tuple[Counter, list[str]]:
                 listen(address, question, tokens, moment)
                 continue
             if kind == "edit":  # what was said before is gone
-                client.reset_session()
+                client.close()
+                client = Client(address, verbose=False)
             job = client.submit(question, max_new_tokens=tokens, api_name="/chat")
             if kind == "stop":
                 time.sleep(moment)
@@ -92,10 +93,11 @@ def crowd(address: str, requests: int, seed: int) -> tuple[Counter, list[str]]:
 
 
 def at_rest(address: str) -> tuple[int, float]:
-    """Threads and anonymous memory (MB) of this process, after one answer from an idle page."""
-    time.sleep(IDLE)
-    listen(address, "Why?", 2, seconds=300)
-    time.sleep(2)
+    """Threads and anonymous memory (MB) of this process, when it has been idle but for a few answers."""
+    for _ in range(3):  # each ends the threads that were idle before it
+        time.sleep(IDLE)
+        listen(address, "Why?", 2, seconds=300)
+    time.sleep(1)
     gc.collect()
     status = Path("/proc/self/status").read_text()
     threads, kilobytes = (int(re.search(rf"{name}:\s+(\d+)", status)[1]) for name in ("Threads", "RssAnon"))
@@ -136,7 +138,7 @@ def main() -> None:
     print(f"Threads: {threads} before, {threads_after} after")
     print(f"Memory: {memory:.0f} MB before, {memory_after:.0f} MB after ({growth:+.1f} %)")
     print(*failures, sep="\n")
-    sys.exit(bool(failures) or threads != threads_after or growth >= LARGEST_GROWTH)
+    sys.exit(bool(failures) or threads_after > threads or growth >= LARGEST_GROWTH)
 
 
 if __name__ == "__main__":
