@@ -5,7 +5,6 @@ whoever reads the ids decides when the reply is over and closes the iterator, wh
 because every token is computed only when it is asked for.
 """
 
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -65,16 +64,19 @@ class SamplingParams:
 
 
 def _check_number(name: str, value: float, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a number from {low} to {high}, not {value!r}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be from {low} to {high}, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f"{name} must be a number from {low} to {high}, not {_shown(value)}")
 
 
 def _check_integer(name: str, value: int, low: int) -> None:
     # 2**63 is where torch's integers end
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**63:
-        raise ValueError(f"{name} must be a whole number, {low} or more, not {str(value)[:40]}")
+        raise ValueError(f"{name} must be a whole number, {low} or more, not {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    endless = isinstance(value, int) and abs(value) >= 2**63  # Python refuses to write out the longest
+    return "so large a number" if endless else repr(value)[:40]
 
 
 def candidates(

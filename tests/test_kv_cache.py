@@ -67,11 +67,11 @@ def test_the_cache_survives_growing(folders, precision):
     loaded, _ = conversion.load_model(folders["mpt"], ov_config=EXACT | {"KV_CACHE_PRECISION": precision})
     model = PagedModel(loaded)
     model.infer(IDS[:FIRST_CAPACITY], past=0)
-    before = model.infer(IDS[-8:], past=FIRST_CAPACITY - 8)
+    before = model.infer(IDS[-16:], past=FIRST_CAPACITY - 16)
     assert model._capacity == FIRST_CAPACITY
-    model.infer(IDS[-8:], past=FIRST_CAPACITY)
+    model.infer(IDS[-16:], past=FIRST_CAPACITY)
     assert model._capacity == 2 * FIRST_CAPACITY
-    again = model.infer(IDS[-8:], past=FIRST_CAPACITY - 8)
+    again = model.infer(IDS[-16:], past=FIRST_CAPACITY - 16)
     torch.testing.assert_close(again, before, atol=1e-4 if precision == "f32" else 0.05, rtol=0)
 
 
@@ -81,6 +81,25 @@ def test_the_stateful_form_keeps_all_or_nothing(models):
     model.infer(IDS[:10], past=0)
     assert model.cut(10) == 10
     assert model.cut(9) == 0
+
+
+def test_few_lengths_are_computed_however_many_there_are(paged, monkeypatch):
+    lengths = set()
+    infer = paged._request.infer
+
+    class Noting:
+        def infer(self, inputs):
+            lengths.add(len(inputs["input_ids"]))
+            return infer(inputs)
+
+        def __getattr__(self, name):
+            return getattr(request, name)
+
+    request = paged._request
+    monkeypatch.setattr(paged, "_request", Noting())
+    for length in range(1, 65):
+        paged.infer(IDS[:length], past=0)
+    assert lengths == {1, 16, 32, 48, 64}
 
 
 def test_logits_are_computed_for_the_last_token_only(paged):
