@@ -31,8 +31,8 @@ def folder(tmp_path, smollm2_folder):
     return tmp_path
 
 
-def test_five_recipes_are_found():
-    assert len(RECIPES) == 5
+def test_six_recipes_are_found():
+    assert len(RECIPES) == 6
 
 
 @pytest.mark.slow
@@ -65,6 +65,11 @@ address = "http://127.0.0.1:%d/chat" % server.servers[0].sockets[0].getsockname(
     ask = RECIPES[4].replace('"http://127.0.0.1:7860"', "address")
     serve_and_ask = RECIPES[3] + serve + ask
     assert "OpenVINO" in run(serve_and_ask, folder)
+
+
+@pytest.mark.slow
+def test_recipe_several_people_at_once(folder):
+    assert "Python" in run(RECIPES[5], folder)
 
 
 def test_model_table_is_the_catalogue():
