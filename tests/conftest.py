@@ -47,3 +47,12 @@ def smollm2(smollm2_folder):
 def smollm2_chat(smollm2) -> ChatModel:
     """A ChatModel on the default model."""
     return ChatModel(*smollm2, SUPPORTED_MODELS[DEFAULT_MODEL])
+
+
+@pytest.fixture(scope="session")
+def smollm2_genai_chat(smollm2_folder, smollm2) -> ChatModel:
+    """The same on the engine for many users."""
+    from genai_engine import GenAIEngine
+
+    engine = GenAIEngine(smollm2_folder, ov_config=EXACT)
+    return ChatModel(engine, smollm2[1], SUPPORTED_MODELS[DEFAULT_MODEL])

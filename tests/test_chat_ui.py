@@ -491,7 +491,7 @@ def test_default_model_streams_what_it_answers_elsewhere(smollm2_chat):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chat_model", ["smollm2_chat"])  # a fixture for each engine
+@pytest.mark.parametrize("chat_model", ["smollm2_chat", "smollm2_genai_chat"])
 def test_eight_conversations_at_once_go_as_they_would_alone(chat_model, request):
     ui = build_ui(request.getfixturevalue(chat_model))
     try:
