@@ -34,17 +34,39 @@ class CountingEngine:
         self.running = 0
         self.pause = 0.0
 
+    def prefill(self, ids):
+        self.engine.prefill(ids)
+
     def generate(self, ids, sampling):
-        tokens = self.engine.generate(ids, sampling)
-        self.running += 1
-        try:
-            for token in tokens:
-                time.sleep(self.pause)
-                self.count += 1
-                yield token
-        finally:
-            tokens.close()
-            self.running -= 1
+        return CountingTokens(self, self.engine.generate(ids, sampling))
+
+
+class CountingTokens:
+    """One request of a CountingEngine."""
+
+    def __init__(self, engine, tokens):
+        self.engine, self.tokens = engine, tokens
+        self.engine.running += 1
+        self.open = True
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        token = next(self.tokens)
+        time.sleep(self.engine.pause)
+        self.engine.count += 1
+        return token
+
+    @property
+    def reused_tokens(self):
+        return self.tokens.reused_tokens
+
+    def close(self):
+        self.tokens.close()
+        if self.open:
+            self.open = False
+            self.engine.running -= 1
 
 
 class RecordingChatModel(ChatModel):
