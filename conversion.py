@@ -493,6 +493,10 @@ def load_model(
     model_type = json.loads((folder / "config.json").read_text()).get("model_type")
     model_class = OVMPTModel if model_type == "mpt" else OVModelForCausalLM
     try:
+        # A bad property would show only when the model is compiled. A model of one operation tells now.
+        number = openvino.opset13.parameter([1])
+        tiny = openvino.Model([openvino.opset13.relu(number)], [number])
+        openvino.Core().compile_model(tiny, device, dict(ov_config or {}))
         with show_progress("Loading the model"):
             model = model_class.from_pretrained(
                 folder, compile=False, device=device, ov_config=ov_config, trust_remote_code=False

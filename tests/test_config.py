@@ -273,8 +273,9 @@ def test_the_bundled_wheel_is_pinned():
 ALLOWED = {
     "config": set(),
     "telemetry": set(),
-    "model_source": {"config"},
-    "conversion": {"config", "model_source", "mpt_converter", "ov_mpt_model"},
+    "resources": set(),
+    "model_source": {"config", "resources"},
+    "conversion": {"config", "model_source", "resources", "mpt_converter", "ov_mpt_model"},
     "kv_cache": set(),
     "engine": {"kv_cache"},
     "genai_engine": {"engine"},
