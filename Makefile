@@ -44,8 +44,9 @@ LLAMA_CPP_FLAGS ?= -DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGG
 	CMAKE_ARGS="$(LLAMA_CPP_FLAGS)" .venv-peers/bin/python -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
 	@touch $@
 
+# Two at a time, the longest first: most of the suite is single-threaded.
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 notebook: install  # run it from top to bottom and save the outputs
 	$(BIN)/python run_notebook.py

@@ -37,6 +37,7 @@ EXAMPLES = [
 
 PLACEHOLDER = "Type a message, Enter sends it"
 QUEUE_LENGTH = 16  # questions that may wait while others are being answered
+SESSIONS = 100  # open pages that the server remembers, 0.3 MB each; the one longest unused is forgotten first
 CSS = """
 /* What would take the conversation away from under the answer that is being written waits for its end. */
 body:has(.stop-button) :is(.side-panel, button[aria-label="Clear"]) { pointer-events: none; opacity: 0.5; }
@@ -460,6 +461,7 @@ def launch_ui(ui: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) -
         quiet=True,
         inline=False,
         ssr_mode=False,
+        state_session_capacity=SESSIONS,
         css=CSS,
         theme=THEME,
     )

@@ -33,7 +33,7 @@ from model_source import (
     weight_files,
     written_whole,
 )
-from resources import check_disk, check_memory
+from resources import check_disk, check_memory, fastest_properties
 
 if TYPE_CHECKING:
     import torch
@@ -452,7 +452,8 @@ def load_model(
     Args:
         folder: what `prepare_model` returned, or any folder that `optimum-cli export openvino` made.
         device: a device of `openvino.Core().available_devices`, or "AUTO".
-        ov_config: properties for `compile_model`, for example {"INFERENCE_PRECISION_HINT": "f32"}.
+        ov_config: properties for `compile_model`, for example {"INFERENCE_NUM_THREADS": "4"}; they go before
+            those of `resources.fastest_properties`.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -492,11 +493,12 @@ def load_model(
         )
     model_type = json.loads((folder / "config.json").read_text()).get("model_type")
     model_class = OVMPTModel if model_type == "mpt" else OVModelForCausalLM
+    ov_config = fastest_properties(folder / "openvino_model.xml", device) | (ov_config or {})
     try:
         # A bad property would show only when the model is compiled. A model of one operation tells now.
         number = openvino.opset13.parameter([1])
         tiny = openvino.Model([openvino.opset13.relu(number)], [number])
-        openvino.Core().compile_model(tiny, device, dict(ov_config or {}))
+        openvino.Core().compile_model(tiny, device, ov_config)
         with show_progress("Loading the model"):
             model = model_class.from_pretrained(
                 folder, compile=False, device=device, ov_config=ov_config, trust_remote_code=False

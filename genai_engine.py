@@ -18,6 +18,7 @@ import openvino_genai
 from transformers import AutoConfig, GenerationConfig
 
 from engine import Request, SamplingParams, TokenStream, model_limits
+from resources import fastest_properties
 
 CACHE_GIGABYTES = 2
 
@@ -32,7 +33,8 @@ class GenAIEngine:
     Args:
         folder: what `conversion.prepare_model` returned.
         device: "CPU" or "GPU".
-        ov_config: properties for `compile_model`, for example {"INFERENCE_PRECISION_HINT": "f32"}.
+        ov_config: properties for `compile_model`, for example {"INFERENCE_NUM_THREADS": "4"}; they go before
+            those of `resources.fastest_properties`.
 
     Attributes:
         max_context: how many tokens prompt and reply may have together, or None if the model does not say.
@@ -50,9 +52,8 @@ class GenAIEngine:
         scheduler.enable_prefix_caching = True
         scheduler.cache_size = CACHE_GIGABYTES
         scheduler.max_num_seqs = self.max_requests
-        self._pipeline = openvino_genai.ContinuousBatchingPipeline(
-            str(folder), scheduler, device, dict(ov_config or {})
-        )
+        properties = fastest_properties(Path(folder) / "openvino_model.xml", device) | (ov_config or {})
+        self._pipeline = openvino_genai.ContinuousBatchingPipeline(str(folder), scheduler, device, properties)
         self._numbers = itertools.count()
         self._running: dict[openvino_genai.GenerationHandle, queue.SimpleQueue] = {}
         self._driver: threading.Thread | None = None

@@ -17,15 +17,7 @@ import telemetry
 
 telemetry.turn_off()
 
-import torch
-from transformers import LlamaConfig, MptConfig
-
-from benchmarks.random_checkpoint import add_tokenizer, write_random_checkpoint
-
-SHAPES = {  # and how the Hub stores their weights
-    "llama": (LlamaConfig(), "safetensors"),  # transformers' defaults are Llama-2-7B
-    "mpt": (MptConfig(d_model=4096, n_heads=32, n_layers=32, vocab_size=50432), "bin"),
-}
+from benchmarks.random_checkpoint import write_shape
 
 
 def anonymous_memory() -> float:
@@ -59,9 +51,8 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     print("| checkpoint | precision | size | time | peak anonymous memory | share of the checkpoint |")
     print("|---|---|---|---|---|---|", flush=True)
-    for family, (shape, suffix) in SHAPES.items():
-        checkpoint = write_random_checkpoint(root / family, shape, torch.bfloat16, suffix)
-        add_tokenizer(checkpoint, family)
+    for family in ("llama", "mpt"):
+        checkpoint = write_shape(family, root / family)
         size = sum(file.stat().st_size for file in checkpoint.iterdir()) / 1e9
         for precision in ("FP16", "INT8", "INT4"):
             queue = context.Queue()

@@ -37,7 +37,7 @@ class Contestant:
 
     title: str
     kind: str
-    source: Path
+    source: Path  # a folder or a file
     users: int = 1
     python: str = sys.executable
     rates: list[float] = field(default_factory=list)
@@ -72,6 +72,13 @@ class Contestant:
         if not line:
             raise RuntimeError(f"{self.title} ended with exit code {self.process.wait()}")
         return json.loads(line)
+
+    def weights(self) -> int:
+        """Bytes that each token has to read."""
+        if self.source.is_file():
+            return self.source.stat().st_size
+        files = [*self.source.glob("openvino_model.bin")] or [*self.source.glob("*.safetensors")]
+        return sum(file.stat().st_size for file in files)
 
     def run(self, long_prompt: bool) -> None:
         """One round."""
@@ -108,6 +115,38 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores ({', '.join(flags)}), {platform.system()}"
 
 
+def chosen(options: argparse.Namespace) -> list[Contestant]:
+    """Those that the options ask for; only what they need is converted."""
+    candidates = [
+        *((f"ChatModel, {precision}", "chat", precision, 1) for precision in ("FP16", "INT8", "INT4")),
+        ("infer request alone, INT8", "bare", "INT8", 1),
+        ("Optimum generate, INT8", "optimum", "INT8", 1),
+        ("Optimum generate, INT4", "optimum", "INT4", 1),
+        ("ChatModel on GenAIEngine, INT8", "chat_genai", "INT8", 1),
+        ("ChatModel on GenAIEngine, INT8, 8 users", "chat_genai", "INT8", 8),
+    ]
+    if options.peers:
+        candidates += [
+            ("GenAI LLMPipeline, INT8", "genai_llm", "INT8", 1),
+            ("GenAI ContinuousBatching, INT8", "genai_batching", "INT8", 1),
+            ("GenAI ContinuousBatching, INT8, 8 users", "genai_batching", "INT8", 8),
+            ("PyTorch bfloat16", "pytorch", None, 1),
+        ]
+    contestants = []
+    for title, kind, precision, users in candidates:
+        if options.only and not any(part in title for part in options.only):
+            continue
+        source = prepare_model(options.model, precision) if precision else fetch_checkpoint(options.model)
+        contestants.append(Contestant(title, kind, source, users))
+    if options.peers:
+        for entry in options.gguf:
+            title, file = entry.split("=", 1)
+            contestants.append(
+                Contestant(f"llama.cpp {title}", "llama_cpp", Path(file), python=options.peers)
+            )
+    return contestants
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -118,28 +157,7 @@ def main() -> None:
     parser.add_argument("--no-long-prompt", action="store_true")
     parser.add_argument("--only", nargs="*", help="run contestants whose titles contain one of these")
     options = parser.parse_args()
-    folders = {precision: prepare_model(options.model, precision) for precision in ("FP16", "INT8", "INT4")}
-    contestants = [
-        *(Contestant(f"ChatModel, {precision}", "chat", folder) for precision, folder in folders.items()),
-        Contestant("infer request alone, INT8", "bare", folders["INT8"]),
-        *(Contestant(f"Optimum generate, {p}", "optimum", folders[p]) for p in ("INT8", "INT4")),
-        Contestant("ChatModel on GenAIEngine, INT8", "chat_genai", folders["INT8"]),
-        Contestant("ChatModel on GenAIEngine, INT8, 8 users", "chat_genai", folders["INT8"], users=8),
-    ]
-    if options.peers:
-        contestants += [
-            Contestant("GenAI LLMPipeline, INT8", "genai_llm", folders["INT8"]),
-            Contestant("GenAI ContinuousBatching, INT8", "genai_batching", folders["INT8"]),
-            Contestant("GenAI ContinuousBatching, INT8, 8 users", "genai_batching", folders["INT8"], users=8),
-            Contestant("PyTorch bfloat16", "pytorch", fetch_checkpoint(options.model)),
-        ]
-        for entry in options.gguf:
-            title, file = entry.split("=", 1)
-            contestants.append(
-                Contestant(f"llama.cpp {title}", "llama_cpp", Path(file), python=options.peers)
-            )
-    if options.only:
-        contestants = [one for one in contestants if any(part in one.title for part in options.only)]
+    contestants = chosen(options)
     with ExitStack() as stack:
         for contestant in contestants:
             contestant.start(stack)
@@ -152,18 +170,21 @@ def main() -> None:
     reference = next((one for one in contestants if one.title == "ChatModel, INT8"), contestants[0])
     print(f"{options.model}, {SHORT} prompt and {NEW} new tokens, median of {options.rounds} rounds")
     print(machine())
-    print(f"load average {os.getloadavg()[0]:.1f}; memory read at {bandwidth() / 1e9:.1f} GB/s\n")
+    readable = bandwidth()
+    print(f"load average {os.getloadavg()[0]:.1f}; memory can be read at {readable / 1e9:.1f} GB/s\n")
     print(
-        f"| | tokens/s | relative to {reference.title} (range) | first token | first token of {LONG} | "
-        "loading | resident |"
+        f"| | tokens/s | relative to {reference.title} (range) | weights read, share of the memory's speed | "
+        f"first token | first token of {LONG} | loading | resident |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     for one in contestants:
         ratios = [rate / base for rate, base in zip(one.rates, reference.rates, strict=True)]
         long_first = f"{statistics.median(one.long_firsts):.2f} s" if one.long_firsts else ""
+        rate = statistics.median(one.rates)
+        share = f"{rate * one.weights() / readable:.0%}" if one.users == 1 else ""
         print(
-            f"| {one.title} | {statistics.median(one.rates):.1f} | {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f}) | {statistics.median(one.firsts):.2f} s | "
+            f"| {one.title} | {rate:.1f} | {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f}) | {share} | {statistics.median(one.firsts):.2f} s | "
             f"{long_first} | {one.load:.1f} s | {one.memory:.2f} GB |"
         )
 

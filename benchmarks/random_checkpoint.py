@@ -1,15 +1,36 @@
-"""Checkpoints with the shape of a large model and random weights, for measuring memory and speed."""
+"""Checkpoints with the shape of a large model and random weights, for measuring memory and speed.
 
+Usage: python -m benchmarks.random_checkpoint gpt_neox FOLDER
+"""
+
+import argparse
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, MptConfig, PretrainedConfig
 
-from tests.tiny_checkpoints import make_tiny_checkpoint
+from config import DEFAULT_MODEL
+from model_source import fetch_checkpoint
+
+SHAPES = {  # and how the Hub stores their weights
+    "llama": (LlamaConfig(), "safetensors"),  # transformers' defaults are Llama-2-7B
+    "mpt": (MptConfig(d_model=4096, n_heads=32, n_layers=32, vocab_size=50432), "bin"),
+    "gpt_neox": (  # RedPajama-INCITE-Chat-3B, 2.8 billion parameters, with a longer context
+        GPTNeoXConfig(
+            hidden_size=2560,
+            intermediate_size=10240,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            rotary_pct=1.0,
+            use_parallel_residual=False,
+            max_position_embeddings=4096,
+        ),
+        "safetensors",
+    ),
+}
 
 
 def write_random_checkpoint(
@@ -58,8 +79,26 @@ def write_random_checkpoint(
     return folder
 
 
-def add_tokenizer(folder: Path, family: str) -> None:
-    """Put the tokenizer of a tiny checkpoint into a folder: `family` is "llama", "gpt_neox" or "mpt"."""
-    with tempfile.TemporaryDirectory() as temporary:
-        for file in make_tiny_checkpoint(Path(temporary), family).glob("tokenizer*"):
-            shutil.copy(file, folder)
+def write_shape(name: str, folder: Path) -> Path:
+    """Write one of `SHAPES` in bfloat16, with the default model's tokenizer.
+
+    Llama-2's vocabulary is smaller than the tokenizer's: that one can be converted, but not talked to.
+    """
+    config, suffix = SHAPES[name]
+    write_random_checkpoint(folder, config, torch.bfloat16, suffix)
+    for file in fetch_checkpoint(DEFAULT_MODEL).glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+def main() -> None:
+    """Write a checkpoint."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("shape", choices=list(SHAPES))
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args()
+    write_shape(options.shape, options.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -276,6 +276,26 @@ def test_full_queue_refuses_a_question_and_takes_one_when_there_is_room(monkeypa
         ui.close()
 
 
+def test_of_many_pages_the_server_remembers_those_used_last(monkeypatch):
+    monkeypatch.setattr(chat_ui, "SESSIONS", 2)
+    model = FakeChatModel()
+    ui = build_ui(model)
+    try:
+        address = launch_ui(ui)
+        first, second, third = (connect(address) for _ in range(3))
+        for page, question in [(first, "one"), (second, "two"), (first, "three"), (third, "four")]:
+            ask(page, question)
+        assert len(ui.app.state_holder.session_data) == 2
+        ask(first, "five")
+        assert [turn["content"] for turn in model.asked[-1] if turn["role"] == "user"] == [
+            "one",
+            "three",
+            "five",
+        ]
+    finally:
+        ui.close()
+
+
 @pytest.mark.parametrize(
     "question",
     ["x" * 100_000, "a\0b", "\u05e9\u05dc\u05d5\u05dd \u202eolleh", "a\tb\n    c", "<think>Hm</think>"],

@@ -278,7 +278,7 @@ ALLOWED = {
     "conversion": {"config", "model_source", "resources", "mpt_converter", "ov_mpt_model"},
     "kv_cache": set(),
     "engine": {"kv_cache"},
-    "genai_engine": {"engine"},
+    "genai_engine": {"engine", "resources"},
     "chat": {"config", "engine"},
 }
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))

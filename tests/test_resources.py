@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import resources
-from resources import available_memory, check_memory
+from resources import available_memory, check_memory, fastest_properties
 
 MEMINFO = "MemTotal:       24576000 kB\nMemFree:         1000000 kB\nMemAvailable:   20000000 kB\n"
 MACHINE = 20_000_000 * 1024
@@ -85,3 +85,39 @@ def test_too_little_is_said_in_numbers_with_the_way_out(monkeypatch):
     check_memory(3.2e9, "Work")
     with pytest.raises(OSError, match=r"Work needs 8\.7 GB of memory, but only 3\.2 GB .*smaller model"):
         check_memory(8.7e9, "Work")
+
+
+# How the processor decodes fastest
+
+
+@pytest.fixture
+def ir(tmp_path):
+    def write(element_type: str) -> Path:
+        (tmp_path / "openvino_model.xml").write_text(f'<data element_type="{element_type}" shape="4, 4"/>')
+        return tmp_path / "openvino_model.xml"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("device", "capabilities", "weights", "properties"),
+    [
+        ("CPU", ["FP32", "INT8", "BF16"], "u8", {"INFERENCE_PRECISION_HINT": "f32"}),
+        ("CPU", ["FP32", "INT8", "BF16"], "u4", {"INFERENCE_PRECISION_HINT": "f32"}),
+        ("CPU", ["FP32", "INT8", "BF16"], "f16", {}),
+        ("CPU", ["FP32", "INT8"], "u8", {}),
+        ("AUTO", ["FP32", "INT8", "BF16"], "u8", {}),
+        ("GPU", ["FP32", "INT8", "BF16"], "u8", {}),
+    ],
+)
+def test_integer_weights_want_floats_of_32_bits_where_the_processor_would_take_16(
+    ir, monkeypatch, device, capabilities, weights, properties
+):
+    import openvino
+
+    class Core:
+        def get_property(self, device, name):
+            return {("CPU", "OPTIMIZATION_CAPABILITIES"): capabilities}[device, name]
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    assert fastest_properties(ir(weights), device) == properties

@@ -1,0 +1,96 @@
+"""Which properties make a chat fastest: decoding, a long prompt, and what they change in the predictions.
+
+All settings are loaded side by side and take turns, so that a busy machine slows all alike. The distance is
+the mean KL divergence of the next-token distribution from that of the exact mode (32-bit floats everywhere).
+
+Usage: python -m benchmarks.settings [--model NAME] [--precision INT8] [--rounds 5]
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import telemetry
+
+telemetry.turn_off()
+
+import openvino
+import torch
+from transformers import AutoTokenizer
+
+from config import DEFAULT_MODEL
+from conversion import load_model, prepare_model
+from kv_cache import PagedModel
+
+TEXT = Path(__file__).with_name("quality_text.txt").read_text()
+EXACT = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+}
+LONG, NEW = 2000, 32
+
+
+def settings() -> dict[str, dict[str, str]]:
+    """The settings to compare, by what they change."""
+    plain = {"INFERENCE_PRECISION_HINT": "f32"}
+    found = {"plugin's default": {}, "f32": plain}
+    for group in (0, 32, 64, 128):
+        found[f"f32, activations in groups of {group}"] = plain | {
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group)
+        }
+    for cache in ("u8", "f16", "f32"):
+        found[f"f32, cache {cache}"] = plain | {"KV_CACHE_PRECISION": cache}
+    found["f32, one thread"] = plain | {"INFERENCE_NUM_THREADS": "1"}
+    return found
+
+
+def run(model: PagedModel, ids: list[int]) -> tuple[float, float, float, torch.Tensor]:
+    """Milliseconds per token after a short and after the long prompt, seconds for that prompt, logits."""
+    started = time.perf_counter()
+    logits = [model.infer(ids[:LONG], 0)]
+    prompt = time.perf_counter() - started
+    rates = []
+    for begin in (64, LONG):
+        model.infer([ids[begin]], begin)
+        started = time.perf_counter()
+        for past in range(begin + 1, begin + NEW):
+            logits.append(model.infer([ids[past]], past))
+        rates.append((time.perf_counter() - started) / (NEW - 1) * 1000)
+    return *rates, prompt, torch.stack(logits).log_softmax(-1)
+
+
+def main() -> None:
+    """Print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--precision", default="INT8")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    folder = prepare_model(options.model, options.precision)
+    ids = AutoTokenizer.from_pretrained(folder).encode(TEXT)
+    exact = run(PagedModel(load_model(folder, ov_config=EXACT)[0]), ids)[-1]
+    models = {}
+    for title, properties in settings().items():
+        models[title] = PagedModel(load_model(folder, ov_config=properties)[0])
+        run(models[title], ids)  # warms up
+    results = {title: [] for title in models}
+    for _ in range(options.rounds):
+        for title, model in models.items():
+            results[title].append(run(model, ids))
+
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    print(
+        f"{options.model}, {options.precision}, median of {options.rounds}; the CPU offers {capabilities}\n"
+    )
+    print(f"| | ms a token after 64 | after {LONG} | prompt of {LONG} | KL to the exact mode |")
+    print("|---|---|---|---|---|")
+    for title, rounds in results.items():
+        short, long, prompt = (statistics.median(one[place] for one in rounds) for place in range(3))
+        distance = (exact.exp() * (exact - rounds[0][-1])).sum(-1).mean().item()
+        print(f"| {title} | {short:.1f} | {long:.1f} | {prompt:.2f} s | {distance:.4f} |")
+
+
+if __name__ == "__main__":
+    main()
