@@ -27,7 +27,7 @@ import httpx
 from gradio_client import Client
 
 CLIENTS = 8
-WARM_UP = 80  # requests that fill caches and pools
+WARM_UP = 300  # requests that fill caches, pools and the sessions that the server remembers
 LARGEST_GROWTH = 5  # percent
 IDLE = 11  # seconds; after 10 without work the server's threads may end
 QUESTIONS = (
