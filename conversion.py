@@ -493,7 +493,7 @@ def load_model(
         )
     model_type = json.loads((folder / "config.json").read_text()).get("model_type")
     model_class = OVMPTModel if model_type == "mpt" else OVModelForCausalLM
-    ov_config = fastest_properties(folder / "openvino_model.xml", device) | (ov_config or {})
+    ov_config = fastest_properties(folder, device) | (ov_config or {})
     try:
         # A bad property would show only when the model is compiled. A model of one operation tells now.
         number = openvino.opset13.parameter([1])

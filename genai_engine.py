@@ -52,7 +52,7 @@ class GenAIEngine:
         scheduler.enable_prefix_caching = True
         scheduler.cache_size = CACHE_GIGABYTES
         scheduler.max_num_seqs = self.max_requests
-        properties = fastest_properties(Path(folder) / "openvino_model.xml", device) | (ov_config or {})
+        properties = fastest_properties(folder, device) | (ov_config or {})
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(str(folder), scheduler, device, properties)
         self._numbers = itertools.count()
         self._running: dict[openvino_genai.GenerationHandle, queue.SimpleQueue] = {}

@@ -358,8 +358,8 @@ def compress(graph: "openvino.Model", precision: str) -> "openvino.Model":
 
     INT8 has a scale and a zero point per output channel. INT4 has them per group of 64 input channels, or the
     next smaller number that divides the layer's width; embedding and head stay at 8 bits. Others are more
-    exact (`benchmarks.quality --int4` has the table), but smaller groups decode more slowly, and AWQ and
-    scale estimation need the memory of weights in 32 bits.
+    exact (`benchmarks.quality --int4` has the table), but smaller groups decode more slowly, AWQ takes
+    much more memory while converting, and scale estimation needs data.
     """
     import nncf
 

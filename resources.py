@@ -87,7 +87,7 @@ def _left_by_control_groups(root: Path) -> Iterator[float]:
     yield float("inf")
 
 
-def fastest_properties(ir: Path, device: str) -> dict[str, str]:
+def fastest_properties(folder: str | Path, device: str) -> dict[str, str]:
     """Properties for `compile_model` with which a chat decodes fastest; measured by `benchmarks.settings`.
 
     A CPU with bfloat16 units computes in bfloat16 by default. OpenVINO then turns integer weights into
@@ -97,13 +97,13 @@ def fastest_properties(ir: Path, device: str) -> dict[str, str]:
     few of them. To have it otherwise, pass {"INFERENCE_PRECISION_HINT": "bf16"} as `ov_config`.
 
     Args:
-        ir: the model's openvino_model.xml.
+        folder: of a converted model.
         device: an OpenVINO device; only for "CPU" there is anything to say.
     """
     import openvino
 
     if device != "CPU" or "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return {}
-    graph = ir.read_text(encoding="utf-8")
+    graph = (Path(folder) / "openvino_model.xml").read_text(encoding="utf-8")
     integers = any(f'element_type="{name}"' in graph for name in ("i8", "u8", "i4", "u4"))
     return {"INFERENCE_PRECISION_HINT": "f32"} if integers else {}

@@ -195,11 +195,9 @@ def genai_batching(folder: str) -> Run:
 
 def our_properties(folder: str) -> dict[str, str]:
     """What `load_model` and `GenAIEngine` set on this machine."""
-    from pathlib import Path
-
     from resources import fastest_properties
 
-    return fastest_properties(Path(folder) / "openvino_model.xml", "CPU")
+    return fastest_properties(folder, "CPU")
 
 
 def genai_config(new: int):

@@ -9,7 +9,6 @@ Usage: python -m benchmarks.settings [--model NAME] [--precision INT8] [--rounds
 import argparse
 import statistics
 import time
-from pathlib import Path
 
 import telemetry
 
@@ -19,11 +18,11 @@ import openvino
 import torch
 from transformers import AutoTokenizer
 
+from benchmarks.quality import TEXT
 from config import DEFAULT_MODEL
 from conversion import load_model, prepare_model
 from kv_cache import PagedModel
 
-TEXT = Path(__file__).with_name("quality_text.txt").read_text()
 EXACT = {
     "INFERENCE_PRECISION_HINT": "f32",
     "KV_CACHE_PRECISION": "f32",
@@ -32,10 +31,12 @@ EXACT = {
 LONG, NEW = 2000, 32
 
 
-def settings() -> dict[str, dict[str, str]]:
-    """The settings to compare, by what they change."""
+def settings(capabilities: list[str]) -> dict[str, dict[str, str]]:
+    """The settings to compare on a processor with these capabilities, by what they change."""
     plain = {"INFERENCE_PRECISION_HINT": "f32"}
-    found = {"plugin's default": {}, "f32": plain}
+    found = {"f32": plain}
+    if "BF16" in capabilities:  # the plugin's own choice there, which `load_model` does not always take
+        found["bf16"] = {"INFERENCE_PRECISION_HINT": "bf16"}
     for group in (0, 32, 64, 128):
         found[f"f32, activations in groups of {group}"] = plain | {
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group)
@@ -68,11 +69,12 @@ def main() -> None:
     parser.add_argument("--precision", default="INT8")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     folder = prepare_model(options.model, options.precision)
     ids = AutoTokenizer.from_pretrained(folder).encode(TEXT)
     exact = run(PagedModel(load_model(folder, ov_config=EXACT)[0]), ids)[-1]
     models = {}
-    for title, properties in settings().items():
+    for title, properties in settings(capabilities).items():
         models[title] = PagedModel(load_model(folder, ov_config=properties)[0])
         run(models[title], ids)  # warms up
     results = {title: [] for title in models}
@@ -80,7 +82,6 @@ def main() -> None:
         for title, model in models.items():
             results[title].append(run(model, ids))
 
-    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     print(
         f"{options.model}, {options.precision}, median of {options.rounds}; the CPU offers {capabilities}\n"
     )

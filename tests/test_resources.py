@@ -91,10 +91,10 @@ def test_too_little_is_said_in_numbers_with_the_way_out(monkeypatch):
 
 
 @pytest.fixture
-def ir(tmp_path):
+def converted(tmp_path):
     def write(element_type: str) -> Path:
         (tmp_path / "openvino_model.xml").write_text(f'<data element_type="{element_type}" shape="4, 4"/>')
-        return tmp_path / "openvino_model.xml"
+        return tmp_path
 
     return write
 
@@ -111,7 +111,7 @@ def ir(tmp_path):
     ],
 )
 def test_integer_weights_want_floats_of_32_bits_where_the_processor_would_take_16(
-    ir, monkeypatch, device, capabilities, weights, properties
+    converted, monkeypatch, device, capabilities, weights, properties
 ):
     import openvino
 
@@ -120,4 +120,4 @@ def test_integer_weights_want_floats_of_32_bits_where_the_processor_would_take_1
             return {("CPU", "OPTIMIZATION_CAPABILITIES"): capabilities}[device, name]
 
     monkeypatch.setattr(openvino, "Core", Core)
-    assert fastest_properties(ir(weights), device) == properties
+    assert fastest_properties(converted(weights), device) == properties
