@@ -22,12 +22,8 @@ from benchmarks.quality import TEXT
 from config import DEFAULT_MODEL
 from conversion import load_model, prepare_model
 from kv_cache import PagedModel
+from resources import EXACT
 
-EXACT = {
-    "INFERENCE_PRECISION_HINT": "f32",
-    "KV_CACHE_PRECISION": "f32",
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-}
 LONG, NEW = 2000, 32
 
 

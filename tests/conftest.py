@@ -12,16 +12,11 @@ telemetry.turn_off()
 import conversion
 from chat import ChatModel
 from config import DEFAULT_MODEL, SUPPORTED_MODELS
+from resources import EXACT
 from tiny_checkpoints import FAMILIES, make_tiny_checkpoint
 
 PROJECT = Path(__file__).parent.parent
 MODELS_DIR = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR", PROJECT / "models"))
-# With these, two ways to compute the same thing agree to 1e-5; the defaults trade that for speed.
-EXACT = {
-    "INFERENCE_PRECISION_HINT": "f32",
-    "KV_CACHE_PRECISION": "f32",
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-}
 
 
 @pytest.fixture(scope="session")
