@@ -8,6 +8,7 @@ from optimum.intel import OVModelForCausalLM
 from transformers import AutoModelForCausalLM
 
 import conversion
+import kv_cache
 from conftest import EXACT
 from kv_cache import FIRST_CAPACITY, PagedModel, StatefulModel, has_paged_form
 from tiny_checkpoints import FAMILIES
@@ -30,25 +31,31 @@ def models(folders):
     return {family: conversion.load_model(folder, ov_config=EXACT)[0] for family, folder in folders.items()}
 
 
+@pytest.fixture(params=["compiled twice", "compiled once"])
+def size(request, monkeypatch):
+    """Lets a test run with a model that passes for small, and with one that passes for large."""
+    monkeypatch.setattr(kv_cache, "LARGEST_COMPILED_TWICE", 1e9 if request.param == "compiled twice" else 0)
+
+
 @pytest.fixture
 def paged(models) -> PagedModel:
     return PagedModel(models["llama"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_both_forms_give_the_logits_of_pytorch(tiny_checkpoints, models, family):
+def test_both_forms_give_the_logits_of_pytorch(tiny_checkpoints, models, family, size):
     reference = AutoModelForCausalLM.from_pretrained(tiny_checkpoints[family], dtype=torch.float32)
     with torch.inference_mode():
         expected = reference(torch.tensor([IDS[:60]])).logits[0]
     paged, stateful = PagedModel(models[family]), StatefulModel(models[family])
-    for past, total in ((0, 40), (40, 41), (41, 60)):
+    for past, total in ((0, 40), (40, 41), (41, 42), (42, 60)):
         logits = paged.infer(IDS[past:total], past)
         torch.testing.assert_close(logits, stateful.infer(IDS[past:total], past), atol=1e-4, rtol=0)
         # Rotary frequencies are stored with 16 bits in the converted model.
         torch.testing.assert_close(logits, expected[total - 1], atol=0.02, rtol=0)
 
 
-def test_a_cut_cache_gives_what_a_fresh_one_does(models):
+def test_a_cut_cache_gives_what_a_fresh_one_does(models, size):
     """Also in the middle of a block, and after the room for the cache has grown."""
     choice = random.Random(0)
     model, fresh = PagedModel(models["mpt"]), StatefulModel(models["mpt"])  # MPT has no longest context
@@ -63,7 +70,7 @@ def test_a_cut_cache_gives_what_a_fresh_one_does(models):
 
 
 @pytest.mark.parametrize("precision", ["f32", "f16", "u8"])
-def test_the_cache_survives_growing(folders, precision):
+def test_the_cache_survives_growing(folders, precision, size):
     loaded, _ = conversion.load_model(folders["mpt"], ov_config=EXACT | {"KV_CACHE_PRECISION": precision})
     model = PagedModel(loaded)
     model.infer(IDS[:FIRST_CAPACITY], past=0)
@@ -73,6 +80,44 @@ def test_the_cache_survives_growing(folders, precision):
     assert model._capacity == 2 * FIRST_CAPACITY
     again = model.infer(IDS[-16:], past=FIRST_CAPACITY - 16)
     torch.testing.assert_close(again, before, atol=1e-4 if precision == "f32" else 0.05, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["INT8", "INT4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_joined_products_give_the_same(tiny_checkpoints, folders, family, precision):
+    folder = conversion.prepare_model(
+        NAMES[family], precision, folders[family].parent.parent, tiny_checkpoints[family]
+    )
+    loaded, _ = conversion.load_model(folder, ov_config=EXACT)
+    graph = loaded.model.clone()
+    before = count(graph, "MatMul")
+    kv_cache.join_products(graph)
+    # Llama has queries, keys and values, gates and their counterparts; the others have one product each.
+    layers = loaded.config.num_hidden_layers if family == "llama" else 0
+    assert before - count(graph, "MatMul") == 3 * layers
+    paged, stateful = PagedModel(loaded), StatefulModel(loaded)
+    for past in range(5):
+        logits = paged.infer([IDS[past]], past)
+        torch.testing.assert_close(logits, stateful.infer([IDS[past]], past), atol=1e-4, rtol=0)
+
+
+def test_products_with_whole_weights_are_not_joined(models):
+    graph = models["llama"].model.clone()
+    before = count(graph, "MatMul")
+    kv_cache.join_products(graph)
+    assert count(graph, "MatMul") == before
+
+
+def count(graph, kind: str) -> int:
+    return sum(node.get_type_name() == kind for node in graph.get_ops())
+
+
+def test_a_large_model_is_compiled_once(models, monkeypatch):
+    weights = kv_cache.weight_bytes(models["llama"].model)
+    assert weights > 2 * 290 * models["llama"].config.hidden_size  # the embedding alone
+    for limit, twice in ((weights * 2, True), (weights / 2, False)):
+        monkeypatch.setattr(kv_cache, "LARGEST_COMPILED_TWICE", limit)
+        assert (PagedModel(models["llama"])._one_token is not None) == twice
 
 
 def test_the_stateful_form_keeps_all_or_nothing(models):
@@ -99,7 +144,7 @@ def test_few_lengths_are_computed_however_many_there_are(paged, monkeypatch):
     monkeypatch.setattr(paged, "_request", Noting())
     for length in range(1, 65):
         paged.infer(IDS[:length], past=0)
-    assert lengths == {1, 16, 32, 48, 64}
+    assert lengths == {16, 32, 48, 64}
 
 
 def test_logits_are_computed_for_the_last_token_only(paged):
@@ -120,7 +165,8 @@ def test_the_given_model_is_neither_changed_nor_compiled(folders):
 
 def test_the_model_s_settings_are_used(folders):
     for precision, expected in (("f32", "float"), ("u8", "uint8_t")):
-        loaded, _ = conversion.load_model(folders["llama"], ov_config={"KV_CACHE_PRECISION": precision})
+        properties = EXACT | {"KV_CACHE_PRECISION": precision}
+        loaded, _ = conversion.load_model(folders["llama"], ov_config=properties)
         ports = PagedModel(loaded)._cache_ports
         assert {port.get_element_type().to_string() for port in ports.values()} == {
             {"float": "f32", "uint8_t": "u8"}[expected]
