@@ -276,7 +276,7 @@ ALLOWED = {
     "resources": set(),
     "model_source": {"config", "resources"},
     "conversion": {"config", "model_source", "resources", "mpt_converter", "ov_mpt_model"},
-    "kv_cache": set(),
+    "kv_cache": {"resources"},
     "engine": {"kv_cache"},
     "genai_engine": {"engine", "resources"},
     "chat": {"config", "engine"},

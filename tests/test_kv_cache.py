@@ -34,7 +34,7 @@ def models(folders):
 @pytest.fixture(params=["compiled twice", "compiled once"])
 def size(request, monkeypatch):
     """Lets a test run with a model that passes for small, and with one that passes for large."""
-    monkeypatch.setattr(kv_cache, "LARGEST_COMPILED_TWICE", 1e9 if request.param == "compiled twice" else 0)
+    monkeypatch.setattr(kv_cache, "SMALL_MODEL", 1e9 if request.param == "compiled twice" else 0)
 
 
 @pytest.fixture
@@ -92,9 +92,8 @@ def test_joined_products_give_the_same(tiny_checkpoints, folders, family, precis
     graph = loaded.model.clone()
     before = count(graph, "MatMul")
     kv_cache.join_products(graph)
-    # Llama has queries, keys and values, gates and their counterparts; the others have one product each.
-    layers = loaded.config.num_hidden_layers if family == "llama" else 0
-    assert before - count(graph, "MatMul") == 3 * layers
+    # Of two layers. Llama: queries, keys and values; gates and what they gate. GPT-NeoX: attention and MLP.
+    assert before - count(graph, "MatMul") == {"llama": 6, "gpt_neox": 2, "mpt": 0}[family]
     paged, stateful = PagedModel(loaded), StatefulModel(loaded)
     for past in range(5):
         logits = paged.infer([IDS[past]], past)
@@ -116,7 +115,7 @@ def test_a_large_model_is_compiled_once(models, monkeypatch):
     weights = kv_cache.weight_bytes(models["llama"].model)
     assert weights > 2 * 290 * models["llama"].config.hidden_size  # the embedding alone
     for limit, twice in ((weights * 2, True), (weights / 2, False)):
-        monkeypatch.setattr(kv_cache, "LARGEST_COMPILED_TWICE", limit)
+        monkeypatch.setattr(kv_cache, "SMALL_MODEL", limit)
         assert (PagedModel(models["llama"])._one_token is not None) == twice
 
 

@@ -90,28 +90,21 @@ def test_too_little_is_said_in_numbers_with_the_way_out(monkeypatch):
 # How the processor decodes fastest
 
 
-@pytest.fixture
-def converted(tmp_path):
-    def write(element_type: str) -> Path:
-        (tmp_path / "openvino_model.xml").write_text(f'<data element_type="{element_type}" shape="4, 4"/>')
-        return tmp_path
-
-    return write
-
-
 @pytest.mark.parametrize(
-    ("device", "capabilities", "weights", "properties"),
+    ("device", "capabilities", "weights", "size", "properties"),
     [
-        ("CPU", ["FP32", "INT8", "BF16"], "u8", {"INFERENCE_PRECISION_HINT": "f32"}),
-        ("CPU", ["FP32", "INT8", "BF16"], "u4", {"INFERENCE_PRECISION_HINT": "f32"}),
-        ("CPU", ["FP32", "INT8", "BF16"], "f16", {}),
-        ("CPU", ["FP32", "INT8"], "u8", {}),
-        ("AUTO", ["FP32", "INT8", "BF16"], "u8", {}),
-        ("GPU", ["FP32", "INT8", "BF16"], "u8", {}),
+        ("CPU", ["FP32", "INT8", "BF16"], "u8", 1e9, {"INFERENCE_PRECISION_HINT": "f32"}),
+        ("CPU", ["FP32", "INT8", "BF16"], "u4", 1e9, {"INFERENCE_PRECISION_HINT": "f32"}),
+        ("CPU", ["FP32", "INT8"], "u8", 1e9, {}),
+        ("CPU", ["FP32", "INT8"], "i4", 1e8, {"KV_CACHE_PRECISION": "f16"}),
+        ("CPU", ["BF16"], "i8", 1e8, {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f16"}),
+        ("CPU", ["FP32", "INT8", "BF16"], "f16", 1e8, {}),
+        ("AUTO", ["FP32", "INT8", "BF16"], "u8", 1e8, {}),
+        ("GPU", ["FP32", "INT8", "BF16"], "u8", 1e8, {}),
     ],
 )
-def test_integer_weights_want_floats_of_32_bits_where_the_processor_would_take_16(
-    converted, monkeypatch, device, capabilities, weights, properties
+def test_integer_weights_want_long_floats_and_small_models_a_long_cache(
+    tmp_path, monkeypatch, device, capabilities, weights, size, properties
 ):
     import openvino
 
@@ -120,4 +113,7 @@ def test_integer_weights_want_floats_of_32_bits_where_the_processor_would_take_1
             return {("CPU", "OPTIMIZATION_CAPABILITIES"): capabilities}[device, name]
 
     monkeypatch.setattr(openvino, "Core", Core)
-    assert fastest_properties(converted(weights), device) == properties
+    (tmp_path / "openvino_model.xml").write_text(f'<data element_type="{weights}" shape="4, 4"/>')
+    with (tmp_path / "openvino_model.bin").open("wb") as file:
+        file.truncate(int(size))
+    assert fastest_properties(tmp_path, device) == properties
