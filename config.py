@@ -6,7 +6,7 @@ nothing is imported from the other modules, and no file is opened here.
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # Chat templates are Jinja, rendered by `tokenizer.apply_chat_template`. Only checkpoints that were published
@@ -211,7 +211,9 @@ SUPPORTED_MODELS: dict[str, ModelConfig] = {
 def get_model_config(model: str) -> ModelConfig:
     """The entry of a catalogue name, or a plain entry for a Hub id ("owner/name") or a local folder.
 
-    A plain entry takes everything from the checkpoint: its template, end tokens and context length.
+    A plain entry takes everything from the checkpoint: its template, end tokens and context length. A Hub id
+    may name a branch, tag or commit: "owner/name@v1.0". If its model is in the catalogue, the entry is that
+    one, but for where the weights come from.
 
     Raises:
         ValueError: the name is none of the three; the message holds the nearest catalogue names.
@@ -220,13 +222,15 @@ def get_model_config(model: str) -> ModelConfig:
         return SUPPORTED_MODELS[model]
     if model and Path(model).expanduser().is_dir():  # Path("") would be the current folder
         return ModelConfig(model_id=model)
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
-        return next(
-            (entry for entry in SUPPORTED_MODELS.values() if entry.model_id.lower() == model.lower()),
-            ModelConfig(model_id=model),
-        )
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", model):
+        model_id, _, revision = model.partition("@")
+        for entry in SUPPORTED_MODELS.values():
+            if entry.model_id.lower() == model_id.lower():
+                return replace(entry, model_id=model, bundled=None) if revision else entry
+        return ModelConfig(model_id=model)
     close = difflib.get_close_matches(model.lower(), SUPPORTED_MODELS, n=3, cutoff=0.4) or [DEFAULT_MODEL]
     raise ValueError(
         f"Unknown model {model!r}. Nearest names in the catalogue: {', '.join(close)}. "
-        "A Hugging Face Hub id (owner/name) or the path of an existing checkpoint folder works too."
+        "A Hugging Face Hub id (owner/name or owner/name@revision) or the path of an existing checkpoint "
+        "folder works too."
     )

@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name
 from tqdm.auto import tqdm
@@ -48,13 +49,14 @@ def fetch_checkpoint(model: str | ModelConfig) -> Path:
     """Bring a checkpoint onto this disk and return its folder; at once if it is there already.
 
     Args:
-        model: a catalogue name, a Hub id ("owner/name"), a local folder, or an entry of the catalogue.
+        model: a catalogue name, a Hub id ("owner/name" or "owner/name@revision": a branch, tag or commit), a
+            local folder, or an entry of the catalogue.
 
     Raises:
         ValueError: the name is unknown, or a local folder is not a whole checkpoint.
         PermissionError: the model is gated and its licence not accepted yet, or no access token is set.
         ConnectionError: the Hub or the package index cannot be reached and nothing is cached.
-        FileNotFoundError: the Hub knows no such model.
+        FileNotFoundError: the Hub knows no such model or revision.
         OSError: the disk has too little room.
     """
     config = model if isinstance(model, ModelConfig) else get_model_config(model)
@@ -111,7 +113,8 @@ def checkpoint_revision(config: ModelConfig, folder: Path | None = None) -> str 
     would miss that one layer was exchanged. The price is a needless conversion after a copy with new times.
 
     Args:
-        folder: what `fetch_checkpoint` returned; by default the newest whole copy in the Hub's cache.
+        folder: what `fetch_checkpoint` returned; by default the whole copy in the Hub's cache, the newest one
+            where the name does not say which.
 
     Returns:
         None where there is no copy any more.
@@ -165,9 +168,10 @@ def exclusive(folder: Path) -> FileLock:
     return FileLock(folder.with_name(f".{folder.name}.lock"))
 
 
-def _fetch_from_hub(model_id: str) -> Path:
+def _fetch_from_hub(name: str) -> Path:
+    model_id, _, revision = name.partition("@")
     try:
-        info = HfApi().model_info(model_id, files_metadata=True)
+        info = HfApi().model_info(model_id, revision=revision or None, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings if "/" not in file.rfilename}
         metadata = [name for name in sizes if name.endswith(METADATA_SUFFIXES)]
         weights = _hub_weight_files(model_id, info.sha, sizes)
@@ -177,6 +181,8 @@ def _fetch_from_hub(model_id: str) -> Path:
         # Weights last: a snapshot that has them all is whole, however the download ended.
         snapshot_download(model_id, revision=info.sha, allow_patterns=metadata)
         folder = Path(snapshot_download(model_id, revision=info.sha, allow_patterns=weights))
+        if revision:  # with which the cache notes what a branch or tag stands for
+            hf_hub_download(model_id, "config.json", revision=revision)
         with suppress(OSError):  # a cache that may only be read
             os.utime(folder)  # the newest copy is the one that the Hub named last
     except GatedRepoError as error:
@@ -189,12 +195,17 @@ def _fetch_from_hub(model_id: str) -> Path:
             f"The Hugging Face Hub has no public model {model_id!r}. Check the spelling; for a private model "
             "log in with `hf auth login`."
         ) from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"{model_id} on the Hugging Face Hub has no revision {revision!r}. Take a branch, a tag or one "
+            f"of https://huggingface.co/{model_id}/commits/main."
+        ) from error
     # ConnectionError comes from HF_HUB_OFFLINE=1 and from Xet.
     except (httpx.TransportError, HfHubHTTPError, ConnectionError, LocalEntryNotFoundError) as error:
-        folder = _cached_snapshot(model_id)
+        folder = _cached_snapshot(name)
         if folder is None:
             raise ConnectionError(
-                f"The Hugging Face Hub did not deliver {model_id}, and no whole copy is in the local cache. "
+                f"The Hugging Face Hub did not deliver {name}, and no whole copy is in the local cache. "
                 "Check the network or proxy and try again, name a local folder instead, or take the default "
                 f"model, which needs no Hub. The cause: {error}"
             ) from error
@@ -218,10 +229,16 @@ def _hub_weight_files(model_id: str, revision: str, names: Collection[str]) -> l
     return []
 
 
-def _cached_snapshot(model_id: str) -> Path | None:
-    """The newest whole snapshot in the Hub's cache, if any; an interrupted download does not count."""
+def _cached_snapshot(name: str) -> Path | None:
+    """The whole snapshot of a revision in the Hub's cache, if any; without a revision the newest.
+
+    An interrupted download does not count.
+    """
+    model_id, _, revision = name.partition("@")
     cache = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model_id, repo_type="model"))
-    by_age = sorted(cache.glob("snapshots/*"), key=lambda folder: folder.stat().st_mtime)
+    note = cache / "refs" / revision
+    commit = note.read_text() if note.is_file() else revision
+    by_age = sorted(cache.glob(f"snapshots/{commit or '*'}"), key=lambda folder: folder.stat().st_mtime)
     for folder in reversed(by_age):
         with suppress(ValueError):
             check_checkpoint(folder)

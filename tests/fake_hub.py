@@ -21,7 +21,8 @@ class FakeHub:
     `faults` maps a file name to what its next GETs meet, one entry each: "500", "drop" (the connection ends
     after half of the body) or "vanish" (so does the whole server). `listed_sizes` overrides the sizes that
     the listing states. Once set, `status` is the answer to everything, `file_status` to everything but the
-    listing. With `xet` the files are said to be in a Xet storage, which cannot be reached.
+    listing. With `xet` the files are said to be in a Xet storage, which cannot be reached. Branch main and
+    tag v1.0 are the newest commit.
     """
 
     def __init__(self):
@@ -88,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo_id not in hub.repos:
             # The Hub does not tell strangers whether a repository is private or does not exist.
             return self._error(404 if signed_in else 401, "RepoNotFound")
-        if revision not in (None, "main", hub.revision(repo_id)):
+        if revision not in (None, "main", "v1.0", hub.revision(repo_id)):
             return self._error(404, "RevisionNotFound")
         if listing:
             return self._list(repo_id, with_sizes="blobs" in parse_qs(url.query))

@@ -427,6 +427,24 @@ def test_another_revision_of_a_hub_model_converts_again(
     assert len(instant_export) == 2
 
 
+def test_asking_for_another_revision_converts_again(tiny_checkpoints, tmp_path, monkeypatch, instant_export):
+    monkeypatch.setattr(model_source.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for commit in ("aaa", "bbb"):
+        shutil.copytree(
+            tiny_checkpoints["llama"], tmp_path / "hub/models--someone--chatbot/snapshots" / commit
+        )
+    monkeypatch.setattr(
+        conversion, "fetch_checkpoint", lambda config: model_source._cached_snapshot(config.model_id)
+    )
+    for count, commit in enumerate(("aaa", "bbb", "aaa"), start=1):
+        for _ in range(2):
+            checkpoint = f"someone/chatbot@{commit}"
+            folder = prepare_model("llama-2-chat-7b", "FP16", tmp_path / "models", checkpoint)
+        assert len(instant_export) == count
+        manifest = json.loads((folder / "conversion.json").read_text())
+        assert (manifest["checkpoint"], manifest["revision"]) == (checkpoint, commit)
+
+
 def test_several_precisions_need_one_export_and_equal_those_made_alone(
     converted, tiny_checkpoints, tmp_path, monkeypatch
 ):
@@ -571,13 +589,12 @@ def test_killed_at_any_moment_the_next_run_goes_on_and_nothing_half_made_looks_f
         print(kill_after, *models_dirs, file=parent.stdin, flush=True)
         return parent.stdout.readline().strip()
 
-    def is_whole(models_dir: Path) -> bool:
-        folder = models_dir / "llama-2-chat-7b/INT8_compressed_weights"
-        return folder.exists() and differences(folder, undisturbed) == []
+    def folder_of(models_dir: Path) -> Path:
+        return models_dir / "llama-2-chat-7b/INT8_compressed_weights"
 
     rng = random.Random(0)
     disturbed = tmp_path / "disturbed"
-    undisturbed = tmp_path / "undisturbed/llama-2-chat-7b/INT8_compressed_weights"
+    undisturbed = folder_of(tmp_path / "undisturbed")
     with parent:
         assert run("never", tmp_path / "warm_up") == "0"
         started = time.perf_counter()
@@ -586,17 +603,17 @@ def test_killed_at_any_moment_the_next_run_goes_on_and_nothing_half_made_looks_f
         killed = 0
         for _ in range(20):
             killed += run(rng.uniform(0, duration), disturbed) == "9"
-            if (disturbed / "llama-2-chat-7b/INT8_compressed_weights").exists():
-                assert is_whole(disturbed)
-                shutil.rmtree(disturbed)
+            finished = folder_of(disturbed)
+            assert not finished.exists() or differences(finished, undisturbed) == []
+            assert run("never", disturbed) == "0"
+            assert differences(finished, undisturbed) == []
+            assert visible_names(finished.parent) == [finished.name]
+            shutil.rmtree(disturbed)
         assert killed >= 10
-        assert run("never", disturbed) == "0"
-        assert is_whole(disturbed)
-        assert visible_names(disturbed / "llama-2-chat-7b") == ["INT8_compressed_weights"]
 
         both = tmp_path / "both"
         assert run("never", both, both) == "0 0"
-        assert is_whole(both)
+        assert differences(folder_of(both), undisturbed) == []
         assert visible_names(both / "llama-2-chat-7b") == ["INT8_compressed_weights"]
         parent.stdin.close()
 

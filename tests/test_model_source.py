@@ -323,6 +323,36 @@ def test_going_back_to_an_older_commit_makes_its_copy_the_newest(hub, fetch):
     assert fetch() == older
 
 
+def test_a_revision_can_be_named(hub, fetch):
+    hub.repos[REPO] = METADATA | SINGLE
+    commit = hub.revision(REPO)
+    tagged = fetch(f"{REPO}@v1.0")
+    assert Path(tagged.text).name == commit
+    hub.repos[REPO] = METADATA | {"model.safetensors": b"other weights"}
+    newest = fetch()
+    assert newest != tagged
+    nothing = fetch(f"{REPO}@v2.0")
+    assert nothing.error == "FileNotFoundError"
+    assert f"{REPO} on the Hugging Face Hub has no revision 'v2.0'" in nothing.text
+    hub.stop()
+    assert fetch(REPO, f"{REPO}@v1.0", f"{REPO}@{commit}") == [newest, tagged, tagged]
+    assert fetch(f"{REPO}@v2.0").error == "ConnectionError"
+
+
+def test_the_revision_of_a_name_with_one_is_that_of_its_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_source.constants, "HF_HUB_CACHE", str(tmp_path))
+    cache = tmp_path / "models--someone--chatbot"
+    for age, name in enumerate(("tagged", "newer")):
+        (cache / "snapshots" / name).mkdir(parents=True)
+        write_files(cache / "snapshots" / name, METADATA | SINGLE)
+        os.utime(cache / "snapshots" / name, (age, age))
+    (cache / "refs").mkdir()
+    (cache / "refs/v1.0").write_text("tagged")
+    names = ("", "@v1.0", "@tagged", "@newer", "@v2.0")
+    found = [checkpoint_revision(ModelConfig(f"{REPO}{revision}")) for revision in names]
+    assert found == ["newer", "tagged", "tagged", "newer", None]
+
+
 @pytest.mark.parametrize(
     ("name", "matters"),
     [("config.json", True), ("tokenizer.json", True), ("model.safetensors", True), ("README.md", False)],
@@ -363,6 +393,17 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, nearest):
 def test_hub_ids_find_their_entry_in_any_letter_case():
     assert get_model_config("qwen/QWEN3-0.6b") is SUPPORTED_MODELS["qwen3-0.6b"]
     assert get_model_config("Someone/Chatbot") == ModelConfig("Someone/Chatbot")
+
+
+def test_a_hub_id_with_a_revision_keeps_its_entry_but_for_the_weights():
+    entry = get_model_config("HuggingFaceTB/SmolLM2-135M-Instruct@main")
+    assert entry.model_id == "HuggingFaceTB/SmolLM2-135M-Instruct@main"
+    assert entry.bundled is None
+    assert entry.max_context == SUPPORTED_MODELS[DEFAULT_MODEL].max_context
+    assert get_model_config("Someone/Chatbot@refs/pr/1").model_id == "Someone/Chatbot@refs/pr/1"
+    for name in ("Someone/Chatbot@", "Someone/Chatbot@../x y", "@v1"):
+        with pytest.raises(ValueError, match="Unknown model"):
+            get_model_config(name)
 
 
 # The bundled wheel
