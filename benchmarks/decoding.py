@@ -44,7 +44,7 @@ class Contestant:
     firsts: list[float] = field(default_factory=list)
     long_firsts: list[float] = field(default_factory=list)
     load: float = 0.0
-    memory: float = 0.0  # resident, GB, after the last round
+    memory: tuple[float, float] = (0.0, 0.0)  # resident after the last round, GB: anonymous, mapped files
 
     def start(self, stack: ExitStack) -> None:
         """Load the model."""
@@ -88,7 +88,8 @@ class Contestant:
         if long_prompt:
             self.long_firsts.append(self.ask(LONG, 1, 1)["first"])
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        self.memory = int(status.split("VmRSS:")[1].split()[0]) / 1e6
+        anonymous, mapped = (int(status.split(name)[1].split()[0]) / 1e6 for name in ("RssAnon:", "RssFile:"))
+        self.memory = anonymous, mapped
 
 
 def bandwidth() -> float:
@@ -174,7 +175,7 @@ def main() -> None:
     print(f"load average {os.getloadavg()[0]:.1f}; memory can be read at {readable / 1e9:.1f} GB/s\n")
     print(
         f"| | tokens/s | relative to {reference.title} (range) | weights read, share of the memory's speed | "
-        f"first token | first token of {LONG} | loading | resident |"
+        f"first token | first token of {LONG} | loading | memory, anonymous + mapped files |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for one in contestants:
@@ -185,7 +186,7 @@ def main() -> None:
         print(
             f"| {one.title} | {rate:.1f} | {statistics.median(ratios):.2f} "
             f"({min(ratios):.2f} to {max(ratios):.2f}) | {share} | {statistics.median(one.firsts):.2f} s | "
-            f"{long_first} | {one.load:.1f} s | {one.memory:.2f} GB |"
+            f"{long_first} | {one.load:.1f} s | {one.memory[0]:.2f} + {one.memory[1]:.2f} GB |"
         )
 
 
