@@ -171,7 +171,7 @@ SUPPORTED_MODELS: dict[str, ModelConfig] = {
     "phi-4-mini-instruct": ModelConfig(
         model_id="microsoft/Phi-4-mini-instruct",
         parameters=3_840_000_000,
-        max_context=131072,
+        max_context=4096,  # of 131072; beyond, its LongRoPE has other frequencies (see engine.model_limits)
         license="mit",
     ),
     "qwen3-4b": ModelConfig(

@@ -112,7 +112,8 @@ def candidates(
         rules.append(TemperatureLogitsWarper(float(sampling.temperature)))
     if sampling.top_p < 1:
         rules.append(TopPLogitsWarper(top_p=float(sampling.top_p)))
-    kept = rules(None, torch.from_numpy(scores[tokens])[None])[0]
+    # Less the largest, which changes nothing but that a tiny temperature does not make it infinite.
+    kept = rules(None, torch.from_numpy(scores[tokens] - scores.max())[None])[0]
     return torch.from_numpy(tokens), torch.softmax(kept, dim=-1)
 
 
@@ -195,8 +196,9 @@ class OptimumEngine:
     computed again. Where the two part, the cache is cut back.
 
     The given model is left as it was, and still serves `generate` and whatever else it could. Its graph is
-    compiled a second time, with a cache that can be cut (`kv_cache.PagedModel`); a model that has never been
-    used itself has not been compiled, so the weights are in memory once.
+    compiled anew, with a cache that can be cut (`kv_cache.PagedModel`); a model that has never been used
+    itself has not been compiled, so the weights of a large model are in memory once, those of a small one
+    twice.
 
     Attributes:
         max_context: how many tokens prompt and reply may have together, or None if the model does not say.
@@ -300,11 +302,18 @@ class OptimumEngine:
 def model_limits(
     config: "PretrainedConfig", generation_config: "GenerationConfig"
 ) -> tuple[int | None, frozenset[int]]:
-    """A model's context length in tokens, None if it does not say; and its end tokens."""
-    mpt_context = getattr(config, "max_seq_len", None)
+    """A model's context length in tokens, None if it does not say; and its end tokens.
+
+    LongRoPE (Ding et al., arXiv 2402.13753) has one set of rotary frequencies for short sequences and another
+    for long ones. A kept cache would mix them, so such a model's context ends where the short ones do.
+    """
+    context = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        context = min(context, rope.get("original_max_position_embeddings", context))
     eos = generation_config.eos_token_id
     end_ids = frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
-    return getattr(config, "max_position_embeddings", mpt_context), end_ids
+    return context, end_ids
 
 
 def shared_prefix(cached: list[int], ids: list[int]) -> int:

@@ -6,11 +6,13 @@ together, where their caches lie, what prompts have in common, and sampling.
 """
 
 import itertools
+import math
 import queue
 import random
 import threading
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import openvino
@@ -19,6 +21,9 @@ from transformers import AutoConfig, GenerationConfig
 
 from engine import Request, SamplingParams, TokenStream, model_limits
 from resources import fastest_properties
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 CACHE_GIGABYTES = 2
 
@@ -37,7 +42,8 @@ class GenAIEngine:
             those of `resources.fastest_properties`.
 
     Attributes:
-        max_context: how many tokens prompt and reply may have together, or None if the model does not say.
+        max_context: how many tokens prompt and reply may have together: what the model allows and the cache
+            of `CACHE_GIGABYTES` can hold.
         end_ids: what the model's generation config calls the end of a sequence; not acted upon here.
         max_requests: how many requests are computed at the same time.
     """
@@ -45,9 +51,9 @@ class GenAIEngine:
     max_requests = 16
 
     def __init__(self, folder: str | Path, device: str = "CPU", ov_config: dict[str, str] | None = None):
-        self.max_context, self.end_ids = model_limits(
-            AutoConfig.from_pretrained(folder), GenerationConfig.from_pretrained(folder)
-        )
+        config = AutoConfig.from_pretrained(folder)
+        limit, self.end_ids = model_limits(config, GenerationConfig.from_pretrained(folder))
+        self.max_context = min(limit or math.inf, tokens_in_cache(config))
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.enable_prefix_caching = True
         scheduler.cache_size = CACHE_GIGABYTES
@@ -112,7 +118,7 @@ class GenAIEngine:
                 self._pipeline.step()
             except Exception as error:  # belongs to those who wait for tokens
                 self._end_all(error)
-                continue
+                return
             with self._lock:
                 for handle, arrived in list(self._running.items()):
                     self._hand_out(handle, arrived)
@@ -135,6 +141,14 @@ class GenAIEngine:
                 handle.cancel()
                 arrived.put(error)
             self._running.clear()
+            self._driver = None  # the next request tries again
+
+
+def tokens_in_cache(config: "PretrainedConfig") -> int:
+    """How many tokens' keys and values the cache holds at least, which is if they have 16 bits."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return CACHE_GIGABYTES * 10**9 // (2 * config.num_hidden_layers * heads * head_size * 2)
 
 
 def generation_config(sampling: SamplingParams) -> "openvino_genai.GenerationConfig":

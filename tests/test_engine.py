@@ -11,7 +11,7 @@ from itertools import islice
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, Phi3Config
 
 import conversion
 from conftest import EXACT
@@ -19,7 +19,9 @@ from engine import (
     PREFILL_CHUNK,
     OptimumEngine,
     SamplingParams,
+    candidates,
     draw,
+    model_limits,
     next_token_probabilities,
     shared_prefix,
 )
@@ -334,6 +336,17 @@ def test_the_context_length_is_what_the_checkpoint_says(engines):
     }
 
 
+def test_the_context_of_longrope_ends_where_its_frequencies_change():
+    factors = {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+    config = Phi3Config(
+        max_position_embeddings=131072,
+        original_max_position_embeddings=4096,
+        rope_scaling={"type": "longrope", **factors},
+    )
+    assert model_limits(config, GenerationConfig())[0] == 4096
+    assert model_limits(Phi3Config(max_position_embeddings=8192), GenerationConfig())[0] == 8192
+
+
 def test_end_ids_are_those_of_the_generation_config(models, engines):
     assert {name: set(engine.end_ids) for name, engine in engines.items()} == {
         "llama": {2},
@@ -483,6 +496,12 @@ def test_a_seed_neither_uses_nor_moves_the_global_generator(llama):
 def test_top_k_of_one_is_greedy(llama):
     expected = tokens_of(llama, temperature=0)
     assert [tokens_of(llama, top_k=1, temperature=2, seed=seed) for seed in range(3)] == [expected] * 3
+
+
+def test_a_tiny_temperature_is_greedy(logits):
+    tokens, probabilities = candidates(logits, [0], SamplingParams(temperature=1e-44, repetition_penalty=1))
+    assert tokens[probabilities.argmax()] == logits.argmax()
+    assert probabilities.max() == 1
 
 
 def test_top_p_of_zero_is_greedy(llama):

@@ -3,13 +3,16 @@
 import gc
 import threading
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
+from transformers import MptConfig
 
 import conversion
+import genai_engine
 from conftest import EXACT
 from engine import OptimumEngine, SamplingParams
-from genai_engine import GenAIEngine
+from genai_engine import GenAIEngine, tokens_in_cache
 from tiny_checkpoints import FAMILIES
 
 NAMES = {"llama": "llama-2-chat-7b", "gpt_neox": "red-pajama-3b-chat", "mpt": "mpt-7b-chat"}
@@ -59,6 +62,17 @@ def test_greedy_tokens_are_those_of_the_other_engine(folders, family, penalty):
 def test_limits_are_those_of_the_other_engine(engine, optimum):
     assert (engine.max_context, engine.end_ids) == (optimum.max_context, optimum.end_ids) == (512, {2})
     assert engine.max_requests >= 8 > optimum.max_requests == 1
+
+
+def test_the_context_is_no_longer_than_what_the_cache_can_hold(folders, monkeypatch):
+    mistral_7b = SimpleNamespace(
+        num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, hidden_size=4096
+    )
+    assert tokens_in_cache(mistral_7b) == 2 * 10**9 // (2 * 32 * 8 * 128 * 2)
+    mpt_7b = MptConfig(n_layers=32, n_heads=32, d_model=4096)
+    assert tokens_in_cache(mpt_7b) == 2 * 10**9 // (2 * 32 * 4096 * 2)
+    monkeypatch.setattr(genai_engine, "tokens_in_cache", lambda config: 300)
+    assert GenAIEngine(folders["llama"]).max_context == 300
 
 
 def test_eight_requests_at_once_get_what_each_gets_alone(engine, optimum):
@@ -120,6 +134,32 @@ def test_an_empty_prompt_is_refused_at_once(engine):
         engine.generate([], GREEDY)
 
 
+class Watched:
+    """A pipeline that counts its steps, and fails when told to."""
+
+    def __init__(self, pipeline):
+        self.pipeline, self.fail, self.steps = pipeline, False, 0
+
+    def __getattr__(self, name):
+        return getattr(self.pipeline, name)
+
+    def step(self):
+        self.steps += 1
+        if self.fail:
+            raise RuntimeError("out of memory")
+        self.pipeline.step()
+
+
+def test_close_stops_the_pipeline_within_two_tokens(engine, monkeypatch):
+    monkeypatch.setattr(engine, "_pipeline", watched := Watched(engine._pipeline))
+    endless = engine.generate(PROMPT, SamplingParams(max_new_tokens=100_000))
+    list(islice(endless, 5))
+    endless.close()
+    steps = watched.steps
+    assert is_idle(engine)
+    assert watched.steps <= steps + 2
+
+
 def test_after_close_the_pipeline_is_free_and_the_next_request_is_right(engine, optimum):
     endless = engine.generate(PROMPT, SamplingParams(max_new_tokens=100_000))
     list(islice(endless, 3))
@@ -153,21 +193,8 @@ def test_a_reply_that_nobody_reads_any_more_is_stopped(engine):
 def test_an_error_inside_the_pipeline_reaches_all_who_wait_and_the_next_request_works(
     engine, optimum, monkeypatch
 ):
-    class Failing:
-        def __init__(self, pipeline):
-            self.pipeline, self.fail = pipeline, False
-
-        def __getattr__(self, name):
-            return getattr(self.pipeline, name)
-
-        def step(self):
-            if self.fail:
-                self.fail = False
-                raise RuntimeError("out of memory")
-            self.pipeline.step()
-
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_pipeline", Failing(engine._pipeline))
+        patch.setattr(engine, "_pipeline", Watched(engine._pipeline))
         endless = SamplingParams(max_new_tokens=100_000)
         streams = [engine.generate(PROMPT[start:], endless) for start in range(2)]
         for stream in streams:
@@ -176,6 +203,9 @@ def test_an_error_inside_the_pipeline_reaches_all_who_wait_and_the_next_request_
         for stream in streams:
             with pytest.raises(RuntimeError, match="out of memory"):
                 list(stream)
+        assert is_idle(engine)  # it does not try for ever
+        with pytest.raises(RuntimeError, match="out of memory"):
+            list(engine.generate(PROMPT, GREEDY))
         assert is_idle(engine)
     assert list(engine.generate(PROMPT, GREEDY)) == list(optimum.generate(PROMPT, GREEDY))
 

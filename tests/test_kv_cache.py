@@ -2,8 +2,11 @@
 
 import random
 
+import numpy as np
+import openvino
 import pytest
 import torch
+from openvino import opset13 as ops
 from optimum.intel import OVModelForCausalLM
 from transformers import AutoModelForCausalLM
 
@@ -100,6 +103,61 @@ def test_joined_products_give_the_same(tiny_checkpoints, folders, family, precis
         torch.testing.assert_close(logits, stateful.infer([IDS[past]], past), atol=1e-4, rtol=0)
 
 
+def constant(values: np.ndarray, kind: str) -> openvino.Node:
+    if kind == "u4":
+        low, high = np.resize(values, values.size + values.size % 2).reshape(-1, 2).T
+        tensor = openvino.Tensor(low | high << 4, openvino.Shape(values.shape), openvino.Type.u4)
+        return ops.constant(tensor)
+    return ops.constant(values)
+
+
+def compressed(rows: int, kind: str, groups: int = 2, zero_points: int | None = None) -> openvino.Node:
+    """Weights [rows, 64] as NNCF writes them."""
+    choice = np.random.default_rng(rows)
+    numbers = choice.integers(0, 16, (rows, groups, 64 // groups), dtype=np.uint8)
+    zeros = choice.integers(0, 16, (zero_points or rows, groups, 1), dtype=np.uint8)
+    node = ops.subtract(
+        ops.convert(constant(numbers, kind), "f32"), ops.convert(constant(zeros, kind), "f32")
+    )
+    node = ops.multiply(node, ops.constant(choice.random((rows, groups, 1), dtype=np.float32)))
+    return ops.reshape(node, [rows, 64], special_zero=False)
+
+
+def products(*weights: openvino.Node) -> openvino.Model:
+    numbers = ops.parameter([-1, 64], np.float32)
+    return openvino.Model([ops.matmul(numbers, node, False, True) for node in weights], [numbers])
+
+
+@pytest.mark.parametrize("kind", ["u8", "u4"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_products_in_groups_are_joined_and_give_the_same(kind, groups):
+    graph = products(*(compressed(rows, kind, groups) for rows in (8, 4, 16)))
+    numbers = np.random.default_rng(0).random((3, 64), dtype=np.float32)
+    expected = openvino.compile_model(graph, "CPU", EXACT)(numbers)
+    kv_cache.join_products(graph)
+    assert count(graph, "MatMul") == 1
+    found = openvino.compile_model(graph, "CPU", EXACT)(numbers)
+    for place in range(3):
+        np.testing.assert_allclose(found[place], expected[place], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        lambda: (compressed(8, "u8"), compressed(8, "u4")),
+        lambda: (compressed(8, "u8", groups=1), compressed(8, "u8", groups=2)),
+        lambda: (compressed(8, "u8", zero_points=1), compressed(4, "u8", zero_points=1)),
+        lambda: (compressed(3, "u4", groups=1), compressed(5, "u4", groups=1)),  # half a byte would be left
+        lambda: [ops.unsqueeze(compressed(8, "u8"), [0])] * 2,
+    ],
+    ids=["types", "groups", "one zero point for all rows", "odd", "three dimensions"],
+)
+def test_what_cannot_be_stacked_is_left_alone(weights):
+    graph = products(*weights())
+    kv_cache.join_products(graph)
+    assert count(graph, "MatMul") == 2
+
+
 def test_products_with_whole_weights_are_not_joined(models):
     graph = models["llama"].model.clone()
     before = count(graph, "MatMul")
@@ -189,5 +247,6 @@ def test_a_model_with_another_state_than_keys_and_values_has_no_paged_form(model
 
 def test_a_device_without_paged_attention_gets_the_stateful_form(models, monkeypatch):
     assert has_paged_form(models["llama"])
-    monkeypatch.setattr(models["llama"], "_device", "NPU", raising=False)
-    assert not has_paged_form(models["llama"])
+    for device in ("NPU", "GPU", "GPU.1"):
+        monkeypatch.setattr(models["llama"], "_device", device)
+        assert not has_paged_form(models["llama"])
