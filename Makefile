@@ -28,6 +28,7 @@ bench: install
 	$(BIN)/python -m benchmarks.decoding
 	$(BIN)/python -m benchmarks.conversation
 	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks.settings
 	$(BIN)/python -m benchmarks.mpt_decoding
 
 # The same beside PyTorch, OpenVINO GenAI and llama.cpp, which is built in an environment of its own (10 minutes).

@@ -1,14 +1,16 @@
 """Time to first token in each turn of one long conversation, with and without the cache of the turns before.
 
-Also: how far a prediction on a cache that grew turn by turn is from one on a prompt computed at once (mean KL
+Also: what a message of several lengths costs on a cache of 2000 tokens, beside the whole prompt anew; and
+how far a prediction on a cache that grew turn by turn is from one on a prompt computed at once (mean KL
 divergence), beside the distance of two plain ways to compute that prompt. They are not 0, as the cache holds
-8-bit numbers and activations are quantized in groups; see the tests for the mode in which they are.
+fewer bits and activations are quantized in groups; see the tests for the mode in which they are.
 
 Usage: python -m benchmarks.conversation [--engine optimum] [--turns 20] [--rounds 3]
 """
 
 import argparse
 import statistics
+import time
 from pathlib import Path
 
 import telemetry
@@ -20,7 +22,7 @@ from transformers import AutoTokenizer
 from chat import ChatModel, SamplingParams
 from config import DEFAULT_MODEL, get_model_config
 from conversion import load_model, prepare_model
-from engine import OptimumEngine
+from engine import PREFILL_CHUNK, OptimumEngine
 from genai_engine import GenAIEngine
 from kv_cache import PagedModel
 
@@ -63,6 +65,22 @@ def divergence(model: PagedModel, ids: list[int]) -> tuple[float, float]:
     return statistics.mean(grown), statistics.mean(pieces)
 
 
+def long_messages(model: PagedModel, ids: list[int], rounds: int) -> None:
+    """Print the seconds to compute a message on a cache of 2000 tokens, and to compute all of it anew."""
+    print("\n| new tokens on 2000 cached | with the cache | without | ratio |")
+    print("|---|---|---|---|")
+    for new in (16, 64, 256, 1000):
+        times = {2000: [], 0: []}
+        for _ in range(rounds):
+            for past in (0, 2000):  # the second finds what the first has cached
+                started = time.perf_counter()
+                for begin in range(past, 2000 + new, PREFILL_CHUNK):
+                    model.infer(ids[begin : min(begin + PREFILL_CHUNK, 2000 + new)], begin)
+                times[past].append(time.perf_counter() - started)
+        kept, anew = (statistics.median(times[past]) for past in (2000, 0))
+        print(f"| {new} | {kept:.2f} s | {anew:.2f} s | {anew / kept:.1f} |")
+
+
 def main() -> None:
     """Print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -89,7 +107,9 @@ def main() -> None:
             print(f"| {turn + 1} | {rounds[0][0][turn][0]} | {kept:.3f} | {anew:.3f} | {anew / kept:.1f} |")
         if name == "optimum":
             text = Path(__file__).with_name("quality_text.txt").read_text()
-            grown, pieces = divergence(engine._model, chat.tokenizer.encode(text)[:2000])
+            ids = chat.tokenizer.encode(text)
+            long_messages(engine._model, ids, options.rounds)
+            grown, pieces = divergence(engine._model, ids[:2000])
             print(f"\nmean KL divergence: grown cache {grown:.4f}, prompt in two pieces {pieces:.4f}")
         print(f"\nturn {options.turns} against turn 2, with the cache: {table[-1] / table[1]:.2f}")
 
