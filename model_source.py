@@ -113,8 +113,8 @@ def checkpoint_revision(config: ModelConfig, folder: Path | None = None) -> str 
     would miss that one layer was exchanged. The price is a needless conversion after a copy with new times.
 
     Args:
-        folder: what `fetch_checkpoint` returned; by default the whole copy in the Hub's cache, the newest one
-            where the name does not say which.
+        folder: what `fetch_checkpoint` returned; by default the whole copy in the Hub's cache, that of
+            branch main where the name does not say which.
 
     Returns:
         None where there is no copy any more.
@@ -181,10 +181,7 @@ def _fetch_from_hub(name: str) -> Path:
         # Weights last: a snapshot that has them all is whole, however the download ended.
         snapshot_download(model_id, revision=info.sha, allow_patterns=metadata)
         folder = Path(snapshot_download(model_id, revision=info.sha, allow_patterns=weights))
-        if revision:  # with which the cache notes what a branch or tag stands for
-            hf_hub_download(model_id, "config.json", revision=revision)
-        with suppress(OSError):  # a cache that may only be read
-            os.utime(folder)  # the newest copy is the one that the Hub named last
+        _note_commit(model_id, revision or "main", info.sha)
     except GatedRepoError as error:
         raise PermissionError(
             f"{model_id} is gated. Accept its licence at https://huggingface.co/{model_id}, then log in with "
@@ -229,17 +226,45 @@ def _hub_weight_files(model_id: str, revision: str, names: Collection[str]) -> l
     return []
 
 
-def _cached_snapshot(name: str) -> Path | None:
-    """The whole snapshot of a revision in the Hub's cache, if any; without a revision the newest.
+def _hub_cache_folder(model_id: str) -> Path:
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model_id, repo_type="model"))
 
-    An interrupted download does not count.
+
+def _note_commit(model_id: str, revision: str, commit: str) -> None:
+    """Write down in the Hub's cache what a branch, tag or commit stands for, once its copy is whole.
+
+    In the cache's own form, but for commits too: whoever asks for the model without a revision must not get
+    a copy that was fetched for the sake of another one.
+    """
+    note = _hub_cache_folder(model_id) / "refs" / revision
+    with suppress(OSError):  # a cache that may only be read
+        note.parent.mkdir(parents=True, exist_ok=True)
+        new = note.with_name(f"{note.name}.{os.getpid()}.tmp")
+        new.write_text(commit)
+        new.replace(note)  # nobody reads half of it
+
+
+def _cached_snapshot(name: str) -> Path | None:
+    """The whole snapshot of a revision in the Hub's cache, if any.
+
+    An interrupted download does not count. Without a revision it is the snapshot of branch main; where that
+    is not whole, or not known, the newest one that was not fetched as some other revision.
     """
     model_id, _, revision = name.partition("@")
-    cache = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model_id, repo_type="model"))
-    note = cache / "refs" / revision
-    commit = note.read_text() if note.is_file() else revision
-    by_age = sorted(cache.glob(f"snapshots/{commit or '*'}"), key=lambda folder: folder.stat().st_mtime)
-    for folder in reversed(by_age):
+    cache = _hub_cache_folder(model_id)
+    notes = {
+        note.relative_to(cache / "refs").as_posix(): note.read_text()
+        for note in cache.glob("refs/**/*")
+        if note.is_file()
+    }
+    if revision:
+        candidates = [cache / "snapshots" / notes.get(revision, revision)]
+    else:
+        main = notes.pop("main", "unknown")
+        by_age = sorted(cache.glob("snapshots/*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+        unnamed = [folder for folder in by_age if folder.name not in notes.values()]
+        candidates = [cache / "snapshots" / main, *unnamed]
+    for folder in candidates:
         with suppress(ValueError):
             check_checkpoint(folder)
             return folder
