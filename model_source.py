@@ -85,7 +85,7 @@ def check_checkpoint(folder: Path) -> None:
     needed = weight_files(folder)
     if not needed:
         raise ValueError(f"{folder} has no weights (*.safetensors or *.bin).")
-    missing = [name for name in needed if not (folder / name).is_file()]
+    missing = _missing_files(folder, needed)
     if missing:
         raise ValueError(
             f"{folder} is incomplete: {len(missing)} of {len(needed)} weight files are missing, "
@@ -104,6 +104,10 @@ def weight_files(folder: Path) -> list[str]:
     return []
 
 
+def _missing_files(folder: Path, names: list[str]) -> list[str]:
+    return [name for name in names if not (folder / name).is_file()]
+
+
 def checkpoint_revision(config: ModelConfig, folder: Path | None = None) -> str | None:
     """Which state of a checkpoint its name stands for; told without the network, in milliseconds.
 
@@ -117,11 +121,12 @@ def checkpoint_revision(config: ModelConfig, folder: Path | None = None) -> str 
             branch main where the name does not say which.
 
     Returns:
-        None where there is no copy any more.
+        None where there is no whole copy any more, for example because only its weights were deleted.
     """
     local = Path(config.model_id).expanduser()
     if local.is_dir():
-        return _fingerprint(local)
+        needed = weight_files(local)
+        return _fingerprint(local) if needed and not _missing_files(local, needed) else None
     if local.is_absolute():
         return None
     if config.bundled:

@@ -408,6 +408,37 @@ def test_a_finished_model_outlives_its_checkpoint(tmp_path, instant_export):
     assert prepare_model(*arguments) == folder
 
 
+@pytest.fixture
+def sharded_checkpoint(tmp_path) -> Path:
+    folder = make_tiny_checkpoint(tmp_path / "checkpoint", "llama")
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="100KB")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("deleted", ["*-00001-of-*.safetensors", "*.safetensors", "*.safetensors*"])
+def test_a_finished_model_outlives_its_checkpoint_s_weights(
+    sharded_checkpoint, tmp_path, instant_export, deleted
+):
+    arguments = ("llama-2-chat-7b", "FP16", tmp_path / "models", sharded_checkpoint)
+    folder = prepare_model(*arguments)
+    for file in sharded_checkpoint.glob(deleted):
+        file.unlink()
+    assert prepare_model(*arguments) == folder
+    assert len(instant_export) == 1
+
+
+def test_a_checkpoint_without_all_its_weights_is_named_as_incomplete(
+    sharded_checkpoint, tmp_path, instant_export
+):
+    shards = sorted(sharded_checkpoint.glob("*.safetensors"))
+    shards[-1].unlink()
+    message = f"1 of {len(shards)} weight files are missing, the first is {shards[-1].name}"
+    with pytest.raises(ValueError, match=message):
+        prepare_model("llama-2-chat-7b", "FP16", tmp_path / "models", sharded_checkpoint)
+    assert instant_export == []
+
+
 def test_another_revision_of_a_hub_model_converts_again(
     tiny_checkpoints, tmp_path, monkeypatch, instant_export
 ):
