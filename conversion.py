@@ -29,14 +29,15 @@ from model_source import (
     checkpoint_revision,
     exclusive,
     fetch_checkpoint,
+    first_weights,
     show_progress,
+    stored_dtype,
     weight_files,
     written_whole,
 )
 from resources import check_disk, check_memory, fastest_properties
 
 if TYPE_CHECKING:
-    import torch
     from optimum.intel import OVModelForCausalLM
     from transformers import PreTrainedTokenizerBase
 
@@ -221,31 +222,9 @@ def _check_resources(checkpoint_folder: Path, home: Path, precisions: list[str],
         disk += weights * (stored_dtype(checkpoint_folder).itemsize > 2)  # what is traced has 16 bits
     what = f"Converting {home.name} to {', '.join(precisions)}"
     check_disk(home, disk, what)
-    largest = max(tensor.numel() for tensor in _first_weights(checkpoint_folder).values())
+    largest = max(tensor.numel() for tensor in first_weights(checkpoint_folder).values())
     needed = [max(weights * MEMORY_SHARE[p], largest * MEMORY_PER_ELEMENT[p]) for p in written]
     check_memory(MEMORY_BASE + max(needed), what)
-
-
-def _first_weights(checkpoint_folder: Path) -> "dict[str, torch.Tensor]":
-    """The tensors of a checkpoint's first file, the embedding among them, without their content."""
-    from transformers.modeling_utils import load_state_dict
-
-    first = checkpoint_folder / weight_files(checkpoint_folder)[0]
-    return load_state_dict(str(first), map_location="meta")
-
-
-def stored_dtype(checkpoint_folder: Path) -> "torch.dtype":
-    """The 16-bit or 32-bit type of most weights in a checkpoint's first file.
-
-    The configuration's word is not enough: it may name another type than that of the files.
-    """
-    import torch
-
-    elements = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), 0)
-    for tensor in _first_weights(checkpoint_folder).values():
-        if tensor.dtype in elements:  # in a quantized checkpoint the rest
-            elements[tensor.dtype] += tensor.numel()
-    return max(elements, key=elements.get)
 
 
 def _bytes_at_16_bits(checkpoint_folder: Path) -> float:

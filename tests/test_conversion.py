@@ -33,7 +33,8 @@ import model_source
 import resources
 from config import DEFAULT_MODEL, ModelConfig
 from conftest import EXACT
-from conversion import FOLDER_NAMES, load_model, model_folder, prepare_model, prepare_models, stored_dtype
+from conversion import FOLDER_NAMES, load_model, model_folder, prepare_model, prepare_models
+from model_source import stored_dtype
 from tiny_checkpoints import FAMILIES, make_tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
