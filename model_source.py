@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,13 +49,18 @@ PARTIAL = ".partial"
 # A download is written once; the rest is room for the file system.
 DISK_MARGIN = 1.05
 
+# Called with a folder that has everything but weights, their bytes altogether, and those still to be fetched.
+BeforeWeights = Callable[[Path, int, int], None]
 
-def fetch_checkpoint(model: str | ModelConfig) -> Path:
+
+def fetch_checkpoint(model: str | ModelConfig, before_weights: BeforeWeights | None = None) -> Path:
     """Bring a checkpoint onto this disk and return its folder; at once if it is there already.
 
     Args:
         model: a catalogue name, a Hub id ("owner/name" or "owner/name@revision": a branch, tag or commit), a
             local folder, or an entry of the catalogue.
+        before_weights: called before weights are downloaded from the Hub, if any are still to be; what it
+            raises ends the work before gigabytes are fetched in vain.
 
     Raises:
         ValueError: the name is unknown, or a local folder is not a whole checkpoint.
@@ -71,7 +76,7 @@ def fetch_checkpoint(model: str | ModelConfig) -> Path:
         return folder
     if config.bundled:
         return _fetch_bundled(config.bundled)
-    return _fetch_from_hub(config.model_id)
+    return _fetch_from_hub(config.model_id, before_weights)
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -80,13 +85,7 @@ def check_checkpoint(folder: Path) -> None:
     Raises:
         ValueError: names what is missing.
     """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a checkpoint folder: it has no config.json.")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise ValueError(
-            f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). "
-            "Save it there with tokenizer.save_pretrained(folder)."
-        )
+    _check_metadata(folder)
     needed = weight_files(folder)
     if not needed:
         raise ValueError(f"{folder} has no weights (*.safetensors or *.bin).")
@@ -95,6 +94,16 @@ def check_checkpoint(folder: Path) -> None:
         raise ValueError(
             f"{folder} is incomplete: {len(missing)} of {len(needed)} weight files are missing, "
             f"the first is {missing[0]}. Fetch the checkpoint again."
+        )
+
+
+def _check_metadata(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not a checkpoint folder: it has no config.json.")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ValueError(
+            f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). "
+            "Save it there with tokenizer.save_pretrained(folder)."
         )
 
 
@@ -206,7 +215,7 @@ def exclusive(folder: Path) -> FileLock:
     return FileLock(folder.with_name(f".{folder.name}.lock"))
 
 
-def _fetch_from_hub(name: str) -> Path:
+def _fetch_from_hub(name: str, before_weights: BeforeWeights | None) -> Path:
     model_id, _, revision = name.partition("@")
     try:
         info = HfApi().model_info(model_id, revision=revision or None, files_metadata=True)
@@ -217,8 +226,13 @@ def _fetch_from_hub(name: str) -> Path:
         needed = sum(sizes[name] for name in missing) * DISK_MARGIN
         check_disk(Path(constants.HF_HUB_CACHE), needed, f"Downloading {model_id}")
         # Weights last: a snapshot that has them all is whole, however the download ended.
-        snapshot_download(model_id, revision=info.sha, allow_patterns=metadata)
-        folder = Path(snapshot_download(model_id, revision=info.sha, allow_patterns=weights))
+        folder = Path(snapshot_download(model_id, revision=info.sha, allow_patterns=metadata))
+        _check_metadata(folder)
+        missing_weights = [name for name in weights if name in missing]
+        if before_weights and missing_weights:
+            total, to_fetch = (sum(sizes[name] for name in names) for names in (weights, missing_weights))
+            before_weights(folder, total, to_fetch)
+        snapshot_download(model_id, revision=info.sha, allow_patterns=weights)
         _note_commit(model_id, revision or "main", info.sha)
     except GatedRepoError as error:
         raise PermissionError(

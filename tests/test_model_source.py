@@ -240,6 +240,34 @@ def test_the_newest_whole_copy_is_in_use_also_after_an_interrupted_update(hub, f
     assert fetch() == newer
 
 
+def test_before_weights_are_downloaded_the_caller_can_refuse(hub, fetch):
+    hub.repos[REPO] = METADATA | SHARDED
+    refusing = """
+import model_source
+from functools import partial
+def refuse(folder, *sizes):
+    raise ValueError(f"{sorted(path.name for path in folder.iterdir())}, {sizes}")
+model_source.fetch_checkpoint = partial(model_source.fetch_checkpoint, before_weights=refuse)
+"""
+    index = "model.safetensors.index.json"
+    assert fetch(before=refusing) == ("ValueError", f"{sorted([*METADATA, index])}, (1100, 1100)")
+    assert set(hub.fetched()) == {*METADATA, index}
+    hub.faults[LAST_SHARD] = ["500"]
+    assert fetch().error == "ConnectionError"
+    assert fetch(before=refusing).text.endswith("(1100, 600)")
+    whole = fetch()
+    assert whole.error == ""
+    assert fetch(before=refusing) == whole  # nothing is left to refuse
+
+
+def test_what_has_no_tokenizer_is_refused_before_its_weights_are_downloaded(hub, fetch):
+    hub.repos[REPO] = {"config.json": b"{}"} | SINGLE
+    outcome = fetch()
+    assert outcome.error == "ValueError"
+    assert "has no tokenizer" in outcome.text
+    assert hub.fetched() == ["config.json"]
+
+
 @pytest.mark.parametrize("trouble", ["xet", "firewall"])
 def test_a_hub_that_lists_files_but_does_not_deliver_them(hub, fetch, trouble):
     hub.repos[REPO] = METADATA | SINGLE
