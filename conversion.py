@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from filelock import Timeout
 from packaging.version import Version
@@ -29,14 +29,15 @@ from model_source import (
     checkpoint_revision,
     exclusive,
     fetch_checkpoint,
+    first_weights,
     show_progress,
+    stored_dtype,
     weight_files,
     written_whole,
 )
 from resources import check_disk, check_memory, fastest_properties
 
 if TYPE_CHECKING:
-    import torch
     from optimum.intel import OVModelForCausalLM
     from transformers import PreTrainedTokenizerBase
 
@@ -102,6 +103,8 @@ def prepare_models(
     Raises:
         ValueError: unknown name or precision, or an architecture that cannot be exported.
         OSError: too little room on the disk or in memory; and whatever `fetch_checkpoint` raises.
+
+    What the Hub's listing and the configuration tell is checked before weights are downloaded.
     """
     precisions = tuple(precisions)
     for precision in precisions:
@@ -118,11 +121,22 @@ def prepare_models(
     def unfinished(revision: str | None) -> list[str]:
         return [p for p, folder in folders.items() if not _is_finished(folder, source, revision)]
 
+    def check_before_download(checkpoint_folder: Path, weight_bytes: int, to_fetch: int) -> None:
+        revision = checkpoint_revision(origin, checkpoint_folder)
+        if to_make := unfinished(revision):
+            check_architecture(checkpoint_folder)
+            has_fp16 = _is_finished(home / FOLDER_NAMES["FP16"], source, revision)
+            expected = _expected_weights(checkpoint_folder, weight_bytes)
+            same_disk = home.parent.stat().st_dev == checkpoint_folder.stat().st_dev
+            download = to_fetch if same_disk else 0
+            _check_resources(checkpoint_folder, home, to_make, has_fp16, expected, download)
+
     if unfinished(checkpoint_revision(origin)):
         with exclusive(home):
             _clear_leftovers(home)
             if unfinished(checkpoint_revision(origin)):  # no other process has made them meanwhile
-                checkpoint_folder = fetch_checkpoint(get_model_config(source) if checkpoint else config)
+                entry = get_model_config(source) if checkpoint else config
+                checkpoint_folder = fetch_checkpoint(entry, check_before_download)
                 made_from = {"checkpoint": source, "revision": checkpoint_revision(origin, checkpoint_folder)}
                 _convert(checkpoint_folder, home, config, unfinished(made_from["revision"]), made_from)
     elif any(home.glob(f"*{PARTIAL}")):  # of a process at work, or of one killed at its very end
@@ -206,46 +220,64 @@ def check_architecture(checkpoint_folder: Path) -> None:
         check_settings(settings)
 
 
-def _check_resources(checkpoint_folder: Path, home: Path, precisions: list[str], has_fp16: bool) -> None:
+class Weights(NamedTuple):
+    """What tells how much disk and memory a conversion takes."""
+
+    at_16_bits: float  # bytes
+    itemsize: int  # bytes of one number as it is stored
+    largest: int  # numbers in the largest tensor
+
+
+def _check_resources(
+    checkpoint_folder: Path,
+    home: Path,
+    precisions: list[str],
+    has_fp16: bool,
+    expected: Weights | None = None,
+    download: int = 0,
+) -> None:
     """Refuse, before any work, a conversion for which disk or memory do not suffice.
+
+    Args:
+        expected: where the weights are not there yet.
+        download: bytes that are still to come onto the same disk.
 
     Raises:
         OSError: in numbers, with the way out.
     """
     written = [p for p in FOLDER_NAMES if p in precisions or (p == "FP16" and not has_fp16)]
-    weights = _bytes_at_16_bits(checkpoint_folder)
+    weights = expected or _stored_weights(checkpoint_folder)
     metadata = [file for file in checkpoint_folder.iterdir() if file.suffix in METADATA_SUFFIXES]
     beside = 2 * sum(file.stat().st_size for file in metadata)  # tokenizers are written twice
-    disk = sum(weights * DISK_SHARE[precision] + beside for precision in written)
+    disk = download + sum(weights.at_16_bits * DISK_SHARE[precision] + beside for precision in written)
     if "FP16" in written and _model_type(checkpoint_folder) == "mpt":
-        disk += weights * (stored_dtype(checkpoint_folder).itemsize > 2)  # what is traced has 16 bits
-    what = f"Converting {home.name} to {', '.join(precisions)}"
+        disk += weights.at_16_bits * (weights.itemsize > 2)  # what is traced has 16 bits
+    work = "Downloading and converting" if download else "Converting"
+    what = f"{work} {home.name} to {', '.join(precisions)}"
     check_disk(home, disk, what)
-    largest = max(tensor.numel() for tensor in _first_weights(checkpoint_folder).values())
-    needed = [max(weights * MEMORY_SHARE[p], largest * MEMORY_PER_ELEMENT[p]) for p in written]
+    needed = [
+        max(weights.at_16_bits * MEMORY_SHARE[p], weights.largest * MEMORY_PER_ELEMENT[p]) for p in written
+    ]
     check_memory(MEMORY_BASE + max(needed), what)
 
 
-def _first_weights(checkpoint_folder: Path) -> "dict[str, torch.Tensor]":
-    """The tensors of a checkpoint's first file, the embedding among them, without their content."""
-    from transformers.modeling_utils import load_state_dict
+def _stored_weights(checkpoint_folder: Path) -> Weights:
+    return Weights(
+        _bytes_at_16_bits(checkpoint_folder),
+        stored_dtype(checkpoint_folder).itemsize,
+        max(tensor.numel() for tensor in first_weights(checkpoint_folder).values()),
+    )
 
-    first = checkpoint_folder / weight_files(checkpoint_folder)[0]
-    return load_state_dict(str(first), map_location="meta")
 
+def _expected_weights(checkpoint_folder: Path, weight_bytes: int) -> Weights:
+    """What the configuration lets expect of weights that are not there yet.
 
-def stored_dtype(checkpoint_folder: Path) -> "torch.dtype":
-    """The 16-bit or 32-bit type of most weights in a checkpoint's first file.
-
-    The configuration's word is not enough: it may name another type than that of the files.
+    What it does not say is taken for the least: the weights themselves are looked at once they are there.
     """
-    import torch
-
-    elements = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), 0)
-    for tensor in _first_weights(checkpoint_folder).values():
-        if tensor.dtype in elements:  # in a quantized checkpoint the rest
-            elements[tensor.dtype] += tensor.numel()
-    return max(elements, key=elements.get)
+    settings = json.loads((checkpoint_folder / "config.json").read_text())
+    itemsize = 2 if (settings.get("dtype") or settings.get("torch_dtype")) in ("float16", "bfloat16") else 4
+    width = settings.get("hidden_size") or settings.get("d_model") or 0
+    return Weights(weight_bytes * 2 / itemsize, itemsize, (settings.get("vocab_size") or 0) * width)
 
 
 def _bytes_at_16_bits(checkpoint_folder: Path) -> float:

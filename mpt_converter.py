@@ -22,6 +22,8 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from model_source import stored_dtype
+
 if TYPE_CHECKING:
     import openvino
     from transformers import MptConfig, MptForCausalLM
@@ -53,7 +55,8 @@ MASKED = -(2.0**15)
 def load_mpt(checkpoint_folder: str | Path) -> "MptForCausalLM":
     """Load an MPT checkpoint with transformers' own class, in the precision it is stored in.
 
-    Also as the Hub stores MosaicML's: written for code of its own, which is never run.
+    Only then do the weights stay in the mapped files; the configuration may name another precision. Loads
+    them also as the Hub stores MosaicML's: written for code of its own, which is never run.
 
     Raises:
         ValueError: a setting of the model cannot be honoured, or the weights are not those that
@@ -71,8 +74,9 @@ def load_mpt(checkpoint_folder: str | Path) -> "MptForCausalLM":
     for part in (settings, attention):
         part |= {key: float(part[key]) for key in FLOATS if isinstance(part.get(key), int)}
     config = MptConfig.from_dict(settings | {"attn_config": attention})
+    dtype = stored_dtype(Path(checkpoint_folder))
     try:
-        return MptForCausalLM.from_pretrained(checkpoint_folder, config=config, dtype="auto").eval()
+        return MptForCausalLM.from_pretrained(checkpoint_folder, config=config, dtype=dtype).eval()
     except RuntimeError as error:
         raise ValueError(f"transformers' MPT class cannot hold {checkpoint_folder}: {error}") from error
 

@@ -21,12 +21,13 @@ class FakeHub:
     `faults` maps a file name to what its next GETs meet, one entry each: "500", "drop" (the connection ends
     after half of the body) or "vanish" (so does the whole server). `listed_sizes` overrides the sizes that
     the listing states. Once set, `status` is the answer to everything, `file_status` to everything but the
-    listing. With `xet` the files are said to be in a Xet storage, which cannot be reached. Branch main and
-    tag v1.0 are the newest commit.
+    listing. With `xet` the files are said to be in a Xet storage, which cannot be reached. Branch main is the
+    commit that `repos` holds; one that `tag` gave a name stays when `repos` goes on.
     """
 
     def __init__(self):
         self.repos: dict[str, dict[str, bytes]] = {}
+        self.tags: dict[str, dict[str, dict[str, bytes]]] = {}
         self.gated: set[str] = set()
         self.faults: dict[str, list[str]] = {}
         self.listed_sizes: dict[str, int] = {}
@@ -60,7 +61,22 @@ class FakeHub:
         return [path.split("/resolve/")[1].split("/", 1)[1] for path in gets]
 
     def revision(self, repo_id: str) -> str:
-        return hashlib.sha1(b"".join(self.repos[repo_id].values())).hexdigest()
+        """The commit of branch main."""
+        return commit_hash(self.repos[repo_id])
+
+    def tag(self, repo_id: str, name: str) -> None:
+        """Give the commit of branch main a name that stays with it."""
+        self.tags.setdefault(repo_id, {})[name] = self.repos[repo_id]
+
+    def files(self, repo_id: str, revision: str | None) -> dict[str, bytes] | None:
+        """The files of a branch, tag or commit; None if there is none of that name."""
+        named = {"main": self.repos[repo_id]} | self.tags.get(repo_id, {})
+        commits = {commit_hash(files): files for files in named.values()}
+        return (named | commits).get(revision or "main")
+
+
+def commit_hash(files: dict[str, bytes]) -> str:
+    return hashlib.sha1(b"".join(files.values())).hexdigest()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -89,35 +105,36 @@ class _Handler(BaseHTTPRequestHandler):
         if repo_id not in hub.repos:
             # The Hub does not tell strangers whether a repository is private or does not exist.
             return self._error(404 if signed_in else 401, "RepoNotFound")
-        if revision not in (None, "main", "v1.0", hub.revision(repo_id)):
+        files = hub.files(repo_id, revision)
+        if files is None:
             return self._error(404, "RevisionNotFound")
         if listing:
-            return self._list(repo_id, with_sizes="blobs" in parse_qs(url.query))
+            return self._list(repo_id, files, with_sizes="blobs" in parse_qs(url.query))
         if repo_id in hub.gated:
             return self._error(403 if signed_in else 401, "GatedRepo")
-        if file[3] not in hub.repos[repo_id]:
+        if file[3] not in files:
             return self._error(404, "EntryNotFound")
-        return self._send_file(repo_id, file[3])
+        return self._send_file(files, file[3])
 
     def _error(self, status: int, code: str):
         self._headers(status, {"X-Error-Code": code, "X-Error-Message": f"{code} says the fake Hub"}, 0)
 
-    def _list(self, repo_id: str, with_sizes: bool):
+    def _list(self, repo_id: str, files: dict[str, bytes], with_sizes: bool):
         hub = self.server.hub
         siblings = [
             {"rfilename": name} | ({"size": hub.listed_sizes.get(name, len(content))} if with_sizes else {})
-            for name, content in hub.repos[repo_id].items()
+            for name, content in files.items()
         ]
-        body = json.dumps({"id": repo_id, "sha": hub.revision(repo_id), "siblings": siblings}).encode()
+        body = json.dumps({"id": repo_id, "sha": commit_hash(files), "siblings": siblings}).encode()
         self._headers(200, {"Content-Type": "application/json"}, len(body))
         self.wfile.write(body)
 
-    def _send_file(self, repo_id: str, name: str):
+    def _send_file(self, files: dict[str, bytes], name: str):
         hub = self.server.hub
-        content = hub.repos[repo_id][name]
+        content = files[name]
         headers = {
             "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
-            "X-Repo-Commit": hub.revision(repo_id),
+            "X-Repo-Commit": commit_hash(files),
             "Accept-Ranges": "bytes",
         }
         if hub.xet:

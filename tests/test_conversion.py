@@ -1,7 +1,9 @@
 """From a checkpoint to a folder that OpenVINO runs: tiny checkpoints, and the default model's tokenizer."""
 
+import io
 import json
 import logging
+import os
 import random
 import re
 import shutil
@@ -19,6 +21,7 @@ import openvino
 import openvino_tokenizers
 import pytest
 import torch
+from safetensors.torch import load as load_weights
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -33,7 +36,9 @@ import model_source
 import resources
 from config import DEFAULT_MODEL, ModelConfig
 from conftest import EXACT
-from conversion import FOLDER_NAMES, load_model, model_folder, prepare_model, prepare_models, stored_dtype
+from conversion import FOLDER_NAMES, load_model, model_folder, prepare_model, prepare_models
+from fake_hub import FakeHub
+from model_source import stored_dtype
 from tiny_checkpoints import FAMILIES, make_tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -408,6 +413,37 @@ def test_a_finished_model_outlives_its_checkpoint(tmp_path, instant_export):
     assert prepare_model(*arguments) == folder
 
 
+@pytest.fixture
+def sharded_checkpoint(tmp_path) -> Path:
+    folder = make_tiny_checkpoint(tmp_path / "checkpoint", "llama")
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="100KB")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("deleted", ["*-00001-of-*.safetensors", "*.safetensors", "*.safetensors*"])
+def test_a_finished_model_outlives_its_checkpoint_s_weights(
+    sharded_checkpoint, tmp_path, instant_export, deleted
+):
+    arguments = ("llama-2-chat-7b", "FP16", tmp_path / "models", sharded_checkpoint)
+    folder = prepare_model(*arguments)
+    for file in sharded_checkpoint.glob(deleted):
+        file.unlink()
+    assert prepare_model(*arguments) == folder
+    assert len(instant_export) == 1
+
+
+def test_a_checkpoint_without_all_its_weights_is_named_as_incomplete(
+    sharded_checkpoint, tmp_path, instant_export
+):
+    shards = sorted(sharded_checkpoint.glob("*.safetensors"))
+    shards[-1].unlink()
+    message = f"1 of {len(shards)} weight files are missing, the first is {shards[-1].name}"
+    with pytest.raises(ValueError, match=message):
+        prepare_model("llama-2-chat-7b", "FP16", tmp_path / "models", sharded_checkpoint)
+    assert instant_export == []
+
+
 def test_another_revision_of_a_hub_model_converts_again(
     tiny_checkpoints, tmp_path, monkeypatch, instant_export
 ):
@@ -416,7 +452,7 @@ def test_another_revision_of_a_hub_model_converts_again(
         snapshot = tmp_path / "hub/models--someone--chatbot/snapshots" / revision
         shutil.copytree(tiny_checkpoints["llama"], snapshot)
         snapshot.touch()  # copied with the time of the original
-        monkeypatch.setattr(conversion, "fetch_checkpoint", lambda _, snapshot=snapshot: snapshot)
+        monkeypatch.setattr(conversion, "fetch_checkpoint", lambda *_, snapshot=snapshot: snapshot)
         for _ in range(2):
             folder = prepare_model("someone/chatbot", "FP16", tmp_path / "models")
         assert len(instant_export) == exports
@@ -434,7 +470,7 @@ def test_asking_for_another_revision_converts_again(tiny_checkpoints, tmp_path, 
             tiny_checkpoints["llama"], tmp_path / "hub/models--someone--chatbot/snapshots" / commit
         )
     monkeypatch.setattr(
-        conversion, "fetch_checkpoint", lambda config: model_source._cached_snapshot(config.model_id)
+        conversion, "fetch_checkpoint", lambda config, _: model_source._cached_snapshot(config.model_id)
     )
     for count, commit in enumerate(("aaa", "bbb", "aaa"), start=1):
         for _ in range(2):
@@ -671,6 +707,83 @@ def test_the_memory_needed_grows_with_the_weights_but_not_for_fp16(tmp_path, mon
     assert needed["Converting m to FP16"] <= 0.2 * 13.5e9 + 0.6e9
     assert 0.5 * 13.5e9 < needed["Converting m to INT8"] <= 0.6 * 13.5e9 + 0.6e9
     assert 0.3 * 13.5e9 < needed["Converting m to INT4"] <= 0.6 * 13.5e9 + 0.6e9
+
+
+PREPARE = """
+import json, shutil, sys
+import conversion, resources
+def export(checkpoint_folder, output, config):
+    for name in conversion.REQUIRED_FILES:
+        (output / name).touch()
+conversion.export_fp16 = export
+for model, free, memory in json.loads(sys.argv[2]):
+    shutil.disk_usage = lambda path: shutil._ntuple_diskusage(1e12, 0, free)
+    resources.available_memory = lambda: memory
+    try:
+        conversion.prepare_model(model, "FP16", sys.argv[1])
+        print("done")
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_a_hub_model_that_cannot_be_converted_is_refused_before_its_weights_are_downloaded(
+    tiny_checkpoints, tmp_path
+):
+    files = {file.name: file.read_bytes() for file in tiny_checkpoints["llama"].iterdir()}
+    settings = json.loads(files["config.json"]) | {"dtype": "float16"}
+    hub = FakeHub()
+    small = dict(files)
+    weights = io.BytesIO()
+    torch.save(load_weights(small.pop("model.safetensors")), weights)
+    hub.repos = {
+        "someone/small": small | {"pytorch_model.bin": weights.getvalue()},
+        "someone/large": files | {"config.json": json.dumps(settings).encode()},
+        "someone/strange": files | {"config.json": json.dumps(settings | {"model_type": "t5"}).encode()},
+    }
+    hub.listed_sizes["model.safetensors"] = 10**10
+    cases = [
+        ("someone/strange", 1e12, 1e12),
+        ("someone/large", 1e12, 0.8e9),
+        ("someone/large", 15e9, 1e12),  # enough for the download or the result
+        ("someone/small", 1e12, 0.8e9),
+    ]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}
+    output = subprocess.check_output(
+        [sys.executable, "-c", PREPARE, str(tmp_path / "models"), json.dumps(cases)],
+        cwd=ROOT, text=True, env=inherited | environment | {"HF_HUB_DISABLE_XET": "1"},
+    )  # fmt: skip
+    hub.stop()
+    strange, memory, disk, small = output.splitlines()
+    assert re.match(r"ValueError .* holds a model of type 't5'", strange)
+    assert re.match(r"OSError Downloading and converting .* needs 0\.9 GB of memory, but only 0\.8", memory)
+    assert re.match(r"OSError Downloading and converting .* needs 20\.0 GB .* but only 15\.0 GB", disk)
+    assert small == "done"
+    assert "model.safetensors" not in hub.fetched()
+    assert "pytorch_model.bin" in hub.fetched()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"dtype": "bfloat16", "vocab_size": 100, "hidden_size": 64}, (1000, 2, 6400)),
+        ({"torch_dtype": "float16", "vocab_size": 100, "d_model": 32}, (1000, 2, 3200)),
+        ({"torch_dtype": "float32"}, (500, 4, 0)),
+        ({}, (500, 4, 0)),
+    ],
+    ids=str,
+)
+def test_weights_to_come_are_estimated_from_the_configuration(tmp_path, settings, expected):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert conversion._expected_weights(tmp_path, 1000) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_expected_of_weights_is_what_is_found(tiny_checkpoints, family):
+    checkpoint = tiny_checkpoints[family]
+    size = (checkpoint / "model.safetensors").stat().st_size
+    assert conversion._expected_weights(checkpoint, size) == conversion._stored_weights(checkpoint)
 
 
 # Loading

@@ -240,6 +240,34 @@ def test_the_newest_whole_copy_is_in_use_also_after_an_interrupted_update(hub, f
     assert fetch() == newer
 
 
+def test_before_weights_are_downloaded_the_caller_can_refuse(hub, fetch):
+    hub.repos[REPO] = METADATA | SHARDED
+    refusing = """
+import model_source
+from functools import partial
+def refuse(folder, *sizes):
+    raise ValueError(f"{sorted(path.name for path in folder.iterdir())}, {sizes}")
+model_source.fetch_checkpoint = partial(model_source.fetch_checkpoint, before_weights=refuse)
+"""
+    index = "model.safetensors.index.json"
+    assert fetch(before=refusing) == ("ValueError", f"{sorted([*METADATA, index])}, (1100, 1100)")
+    assert set(hub.fetched()) == {*METADATA, index}
+    hub.faults[LAST_SHARD] = ["500"]
+    assert fetch().error == "ConnectionError"
+    assert fetch(before=refusing).text.endswith("(1100, 600)")
+    whole = fetch()
+    assert whole.error == ""
+    assert fetch(before=refusing) == whole  # nothing is left to refuse
+
+
+def test_what_has_no_tokenizer_is_refused_before_its_weights_are_downloaded(hub, fetch):
+    hub.repos[REPO] = {"config.json": b"{}"} | SINGLE
+    outcome = fetch()
+    assert outcome.error == "ValueError"
+    assert "has no tokenizer" in outcome.text
+    assert hub.fetched() == ["config.json"]
+
+
 @pytest.mark.parametrize("trouble", ["xet", "firewall"])
 def test_a_hub_that_lists_files_but_does_not_deliver_them(hub, fetch, trouble):
     hub.repos[REPO] = METADATA | SINGLE
@@ -323,14 +351,19 @@ def test_going_back_to_an_older_commit_makes_its_copy_the_newest(hub, fetch):
     assert fetch() == older
 
 
+OTHER = {"model.safetensors": b"other weights"}
+
+
 def test_a_revision_can_be_named(hub, fetch):
     hub.repos[REPO] = METADATA | SINGLE
+    hub.tag(REPO, "v1.0")
     commit = hub.revision(REPO)
+    hub.repos[REPO] = METADATA | OTHER
     tagged = fetch(f"{REPO}@v1.0")
     assert Path(tagged.text).name == commit
-    hub.repos[REPO] = METADATA | {"model.safetensors": b"other weights"}
+    assert Path(tagged.text, "model.safetensors").read_bytes() == SINGLE["model.safetensors"]
     newest = fetch()
-    assert newest != tagged
+    assert Path(newest.text, "model.safetensors").read_bytes() == OTHER["model.safetensors"]
     nothing = fetch(f"{REPO}@v2.0")
     assert nothing.error == "FileNotFoundError"
     assert f"{REPO} on the Hugging Face Hub has no revision 'v2.0'" in nothing.text
@@ -339,10 +372,61 @@ def test_a_revision_can_be_named(hub, fetch):
     assert fetch(f"{REPO}@v2.0").error == "ConnectionError"
 
 
+@pytest.fixture(params=["tag", "commit"])
+def pinned(request, hub) -> str:
+    """An older revision of a model, by its tag or its commit."""
+    hub.repos[REPO] = METADATA | SINGLE
+    hub.tag(REPO, "v1.0")
+    commit = hub.revision(REPO)
+    hub.repos[REPO] = METADATA | OTHER
+    return f"{REPO}@{'v1.0' if request.param == 'tag' else commit}"
+
+
+@pytest.mark.parametrize("order", ["older_first", "newest_first", "older_twice"])
+def test_a_named_revision_is_not_what_the_plain_name_means_afterwards(
+    hub, home, fetch, monkeypatch, pinned, order
+):
+    names = {
+        "older_first": [pinned, REPO],
+        "newest_first": [REPO, pinned],
+        "older_twice": [pinned, REPO, pinned],
+    }[order]
+    found = dict(zip(names, fetch(*names), strict=True))
+    assert found[pinned] != found[REPO]
+    hub.stop()
+    assert fetch(REPO, pinned) == [found[REPO], found[pinned]]
+    monkeypatch.setattr(model_source.constants, "HF_HUB_CACHE", str(home / "hub"))
+    for name, outcome in found.items():
+        assert checkpoint_revision(ModelConfig(name)) == Path(outcome.text).name
+
+
+def test_a_named_revision_alone_does_not_stand_for_the_plain_name(hub, home, fetch, monkeypatch, pinned):
+    tagged = fetch(pinned)
+    hub.faults["model.safetensors"] = ["500"]
+    assert fetch().error == "ConnectionError"
+    hub.stop()
+    plain, again = fetch(REPO, pinned)
+    assert plain.error == "ConnectionError"
+    assert again == tagged
+    monkeypatch.setattr(model_source.constants, "HF_HUB_CACHE", str(home / "hub"))
+    assert checkpoint_revision(ModelConfig(REPO)) is None
+
+
+def test_after_an_interrupted_update_an_older_whole_copy_counts_but_not_a_named_one(hub, fetch, pinned):
+    older = fetch(REPO, pinned)[0]
+    hub.repos[REPO] = METADATA | {"model.safetensors": b"better weights"}
+    hub.faults["model.safetensors"] = ["500"]
+    assert fetch() == older
+    note = Path(older.text).parents[1] / "refs/main"
+    note.write_text(hub.revision(REPO))  # as other programs do that fetched the tokenizer alone
+    hub.stop()
+    assert fetch() == older
+
+
 def test_the_revision_of_a_name_with_one_is_that_of_its_copy(tmp_path, monkeypatch):
     monkeypatch.setattr(model_source.constants, "HF_HUB_CACHE", str(tmp_path))
     cache = tmp_path / "models--someone--chatbot"
-    for age, name in enumerate(("tagged", "newer")):
+    for age, name in enumerate(("main", "newer", "tagged")):
         (cache / "snapshots" / name).mkdir(parents=True)
         write_files(cache / "snapshots" / name, METADATA | SINGLE)
         os.utime(cache / "snapshots" / name, (age, age))
@@ -351,6 +435,8 @@ def test_the_revision_of_a_name_with_one_is_that_of_its_copy(tmp_path, monkeypat
     names = ("", "@v1.0", "@tagged", "@newer", "@v2.0")
     found = [checkpoint_revision(ModelConfig(f"{REPO}{revision}")) for revision in names]
     assert found == ["newer", "tagged", "tagged", "newer", None]
+    (cache / "refs/main").write_text("main")
+    assert checkpoint_revision(ModelConfig(REPO)) == "main"
 
 
 @pytest.mark.parametrize(

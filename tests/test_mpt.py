@@ -436,6 +436,32 @@ def test_feed_forward_layers_of_the_usual_width_are_accepted_however_stated(tmp_
     assert load_mpt(checkpoint).transformer.blocks[0].ffn.up_proj.out_features == 256
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize(
+    ("stored", "stated"),
+    [(torch.bfloat16, "float32"), (torch.float16, "bfloat16"), (torch.float32, "float16")],
+    ids=str,
+)
+def test_weights_are_loaded_as_they_are_stored(tmp_path, stored, stated, suffix):
+    """Whatever the configuration says: in another type they would leave the mapped files for the memory."""
+    model = tiny_mpt().to(stored)
+    model.save_pretrained(tmp_path)
+    if suffix == "bin":
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": stated}))
+    loaded = load_mpt(tmp_path)
+    assert {weight.dtype for weight in loaded.parameters()} == {stored}
+    assert torch.equal(loaded.transformer.wte.weight, model.transformer.wte.weight)
+
+
+def test_a_checkpoint_without_weights_is_named(tmp_path):
+    (make_tiny_checkpoint(tmp_path, "mpt") / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=rf"{tmp_path} has no weights"):
+        load_mpt(tmp_path)
+
+
 def test_weights_of_another_shape_are_refused(tmp_path):
     """llm-foundry can train feed-forward layers of other widths; transformers' class has one."""
     checkpoint = make_tiny_checkpoint(tmp_path / "checkpoint", "mpt")
