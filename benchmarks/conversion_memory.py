@@ -1,7 +1,7 @@
 """Memory and time of converting checkpoints shaped like Llama-2-7B and MPT-7B (13.5 and 13.3 GB, bfloat16).
 
 Each conversion is one `prepare_model` in a process of its own. Anonymous memory (RssAnon) is what a process
-must have; memory-mapped files can be dropped by the kernel. Needs 40 GB of disk.
+must have; memory-mapped files can be dropped by the kernel. Needs 45 GB of disk.
 Usage: python -m benchmarks.conversion_memory [FOLDER]
 """
 
