@@ -11,14 +11,16 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, closing
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from anyio.to_thread import run_sync
 from gradio.events import Dependency
+from gradio.utils import cancel_tasks
 
 import telemetry
 from chat import ChatModel, Message, ReplyStats, SamplingParams
@@ -80,6 +82,7 @@ class ChatPage(gr.ChatInterface):
       typed at their end.
     - Retry repeated unanswered questions along with the last one.
     - The answer to an edited message could not be stopped.
+    - Who closed the page while the first word was being computed left the model at work.
     - A click on an example left the page unlocked, and the conversation it began was not saved.
     - Saved conversations were encrypted with a key that died with the server.
     - A conversation emptied by Undo made each entry of the side panel open its neighbour.
@@ -163,6 +166,11 @@ class ChatPage(gr.ChatInterface):
             js="() => ''",
             **quiet,
         )
+        self.unload(self._stop_answers)
+
+    async def _stop_answers(self, request: gr.Request) -> None:
+        """Do what the Stop button does, for whoever has closed the page."""
+        await cancel_tasks({f"{request.session_hash}_{index}" for index in self.fns})
 
     def _clear_and_save_textbox(self, message: str):
         return super()._clear_and_save_textbox(whole_characters(message))
@@ -239,7 +247,7 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
     # A slider for every token of a 128k context would be hard to set; a reply is rarely longer than this.
     longest_reply = min(chat_model.max_context or 4096, 4096)
 
-    def reply(
+    async def reply(
         message: str,
         history: list[dict[str, Any]],
         system_prompt: str,
@@ -248,8 +256,12 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
         top_k: int,
         repetition_penalty: float,
         max_new_tokens: int,
-    ) -> Iterator[tuple[str, str]]:
-        """Answer a message; yields the answer so far and what it cost, in Markdown."""
+    ) -> AsyncIterator[tuple[str, str]]:
+        """Answer a message; yields the answer so far and what it cost, in Markdown.
+
+        The model works in another thread. Who stops the answer cancels the task that waits for it here, and
+        the stream is closed at once. Were this no coroutine, Gradio would close it after the next delta.
+        """
         if not message or not message.strip():
             raise refusal("The message is empty. Type a question first.")
         try:
@@ -261,8 +273,9 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
                 max_new_tokens=whole(max_new_tokens),
             )
             text = ""
-            with closing(chat_model.stream(to_messages(message, history, system_prompt), sampling)) as deltas:
-                for delta in deltas:
+            messages = to_messages(message, history, system_prompt)
+            with closing(await run_sync(chat_model.stream, messages, sampling)) as deltas:
+                while (delta := await run_sync(next, deltas, None)) is not None:
                     text += delta
                     yield text, describe(deltas.stats)
                 if text:

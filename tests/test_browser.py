@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -10,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
-from test_chat_ui import FakeChatModel, assistant, endless, user, wait_until
+from test_chat_ui import FakeChatModel, assistant, endless, user, wait_until, waiting_for
 
 import chat_ui
 from chat import ChatModel
@@ -210,6 +211,14 @@ def fake_page():
 def fake_model(fake_page):
     fake_page[0].__init__()  # as if nobody had asked it anything
     return fake_page[0]
+
+
+@pytest.fixture
+def first_token():
+    """A model that asks for it waits until this is set; at the latest when the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
 
 
 @pytest.fixture
@@ -451,6 +460,28 @@ def test_closing_the_page_stops_the_model(fake_window, fake_model):
     fake_window.page.close()
     wait_until(lambda: fake_model.streams[0].closed)
     assert fake_model.streams[0].stats.new_tokens <= words_so_far + 2
+
+
+def test_stop_before_the_first_word_frees_the_model(fake_window, fake_model, first_token):
+    window = fake_window
+    fake_model.answer = waiting_for(first_token)
+    window.send("a long story")
+    poll(window, lambda: fake_model.streams and fake_model.streams[0].waiting)
+    window.stop_button.click()
+    window.wait_for_rest()
+    assert fake_model.streams[0].closed
+    expect(window.stats).to_have_text("")
+    fake_model.answer = lambda question: ["fine"]
+    assert window.ask("And now?") == "fine"
+    assert fake_model.asked[-1][1:] == [user("And now?")]
+
+
+def test_closing_the_page_before_the_first_word_frees_the_model(fake_window, fake_model, first_token):
+    fake_model.answer = waiting_for(first_token)
+    fake_window.send("a long story")
+    poll(fake_window, lambda: fake_model.streams and fake_model.streams[0].waiting)
+    fake_window.page.close()
+    wait_until(lambda: fake_model.streams[0].closed)
 
 
 def test_questions_wait_in_a_queue_and_can_be_stopped_there(open_window, monkeypatch):

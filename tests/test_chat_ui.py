@@ -6,9 +6,11 @@ import logging
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +18,9 @@ import gradio as gr
 import httpx
 import pytest
 from gradio_client import Client
+from gradio_client.client import Job
 from gradio_client.exceptions import AppError
-from gradio_client.utils import QueueError
+from gradio_client.utils import QueueError, Status
 
 import chat_ui
 import conversion
@@ -43,12 +46,17 @@ class FakeStream:
         self._texts = iter(texts)
         self.stats = ReplyStats(prompt_tokens=1)
         self.closed = False
+        self.waiting = False  # for the next text
 
     def __iter__(self) -> "FakeStream":
         return self
 
     def __next__(self) -> str:
-        text = next(self._texts)
+        self.waiting = True
+        try:
+            text = next(self._texts)
+        finally:
+            self.waiting = False
         if isinstance(text, Exception):
             raise text
         self.stats.new_tokens += 1
@@ -241,6 +249,67 @@ def test_cancelling_a_job_that_waits_takes_it_out_of_the_queue(model, address):
     model.answer = lambda question: ["fine"]
     assert ask(connect(address), "three") == "fine"
     assert [messages[-1]["content"] for messages in model.asked] == ["one", "three"]
+
+
+def is_running(job: Job) -> bool:
+    """Whether its client has heard that the job has begun; before that it cannot cancel it."""
+    return job.status().code is Status.PROCESSING
+
+
+@pytest.fixture
+def first_token():
+    """A model that asks for it waits until this is set; at the latest when the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def waiting_for(event: threading.Event) -> Callable[[str], Iterator[str]]:
+    """An answer that begins when the event is set."""
+
+    def answer(question: str) -> Iterator[str]:
+        assert event.wait(60)
+        yield "at last"
+
+    return answer
+
+
+def test_cancelling_a_job_reaches_the_model_before_its_first_token(client, model, first_token):
+    model.answer = waiting_for(first_token)
+    job = client.submit("a long story", api_name="/chat")
+    wait_until(lambda: is_running(job) and model.streams[0].waiting)
+    job.cancel()
+    wait_until(lambda: model.streams[0].closed, seconds=5)
+    model.answer = lambda question: ["fine"]
+    assert ask(client, "and now?") == "fine"
+
+
+def test_going_away_reaches_the_model_before_its_first_token(client, model, address, first_token):
+    model.answer = waiting_for(first_token)
+    with httpx.stream(
+        "GET", f"{address}gradio_api/heartbeat/{client.session_hash}"
+    ):  # as an open page has one
+        client.submit("a long story", api_name="/chat")
+        wait_until(lambda: model.streams and model.streams[0].waiting)
+    wait_until(lambda: model.streams[0].closed)
+    model.answer = lambda question: ["fine"]
+    assert ask(connect(address), "and now?") == "fine"
+
+
+def test_stopped_answers_leave_no_thread_behind(client, model, first_token):
+    model.answer = waiting_for(first_token)
+    for number in range(5):
+        job = client.submit("a long story", api_name="/chat")
+        wait_until(lambda: is_running(job) and model.streams[number].waiting)  # noqa: B023
+        job.cancel()
+        wait_until(lambda: model.streams[number].closed, seconds=5)  # noqa: B023
+    first_token.set()
+    wait_until(lambda: not any(stream.waiting for stream in model.streams))
+    model.answer = lambda question: ["fine"]
+    threads = threading.active_count()
+    for _ in range(5):
+        assert ask(client, "and now?") == "fine"
+    assert threading.active_count() <= threads
 
 
 def test_answers_are_written_as_many_at_a_time_as_the_engine_computes():
@@ -508,6 +577,59 @@ def test_default_model_streams_what_it_answers_elsewhere(smollm2_chat):
     assert smollm2_chat.generate(history, SamplingParams(**options)) == first
     history += [assistant(first), user("And of Italy?")]
     assert smollm2_chat.generate(history, SamplingParams(**options)) == second
+
+
+@pytest.mark.slow
+def test_cancelling_a_job_frees_the_engine_within_a_chunk_of_the_prompt(smollm2_chat, monkeypatch):
+    engine = smollm2_chat.engine
+    infer, chunks = engine._model.infer, []
+
+    def count(ids, past):
+        chunks.append(ids)
+        return infer(ids, past=past)
+
+    monkeypatch.setattr(engine._model, "infer", count)
+    ui = build_ui(smollm2_chat)
+    try:
+        client = connect(launch_ui(ui))
+        job = client.submit("word " * 7000, api_name="/chat")
+        wait_until(lambda: is_running(job) and chunks)
+        job.cancel()
+        begun = len(chunks)
+        wait_until(lambda: not engine._line)
+        assert len(chunks) == begun < 7000 / len(chunks[0])
+    finally:
+        ui.close()
+
+
+@pytest.mark.slow
+def test_cancelling_a_job_takes_it_out_of_the_engine_s_line(smollm2_chat):
+    line = smollm2_chat.engine._line
+    ui = build_ui(smollm2_chat)
+    try:
+        client = connect(launch_ui(ui))
+        with closing(smollm2_chat.stream([user("one")])) as running:
+            next(running)
+            job = client.submit("two", api_name="/chat")
+            wait_until(lambda: is_running(job) and len(line) == 2)
+            job.cancel()
+            wait_until(lambda: len(line) == 1, seconds=5)
+    finally:
+        ui.close()
+
+
+@pytest.mark.slow
+def test_cancelling_a_job_frees_the_engine_for_many_users_too(smollm2_genai_chat):
+    engine = smollm2_genai_chat.engine
+    ui = build_ui(smollm2_genai_chat)
+    try:
+        client = connect(launch_ui(ui))
+        job = client.submit("word " * 7000, api_name="/chat")
+        wait_until(lambda: is_running(job) and engine._running)
+        job.cancel()
+        wait_until(lambda: not engine._running, seconds=5)  # the whole prompt takes much longer
+    finally:
+        ui.close()
 
 
 @pytest.mark.slow
