@@ -148,6 +148,8 @@ class ChatPage(gr.ChatInterface):
             )
         for answer in (submit, example, retry):
             answer.failure(**synchronize_and_unlock, **quiet).then(None, js=FOCUS, **quiet)
+        for answer in (submit, example, retry, edit):
+            answer.failure(stopped, self.stats, self.stats, **quiet)
         self.saved_conversations.change(None, js=FOCUS, **quiet)
         gr.on(
             [
@@ -408,6 +410,12 @@ def describe(stats: ReplyStats) -> str:
             "and were left out."
         )
     return line
+
+
+def stopped(line: str) -> str:
+    """The line that `describe` made of an answer, once that was stopped; empty where none had begun."""
+    cost, *notices = line.split("\n\n")
+    return "\n\n".join([f"{cost}, stopped", *notices]) if line else ""
 
 
 def counted(number: int, noun: str) -> str:

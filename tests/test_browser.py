@@ -417,6 +417,7 @@ def test_answer_to_an_edited_question_can_be_stopped(fake_window, fake_model):
     window.wait_for_rest()
     assert fake_model.streams[-1].closed
     assert "word0" in window.answers.inner_text()
+    expect(window.stats).to_contain_text(", stopped")
     fake_model.answer = lambda question: ["fine"]
     assert window.ask("three") == "fine"
     assert fake_model.asked[-1][1] == user("two")
@@ -432,6 +433,7 @@ def test_answer_to_an_example_can_be_stopped(fake_window, fake_model):
     window.wait_for_rest()
     assert fake_model.streams[-1].closed
     expect(window.saved).to_have_text([EXAMPLES[3]])
+    expect(window.stats).to_contain_text(", stopped")
 
 
 def test_conversation_cannot_be_changed_under_a_running_answer(fake_window, fake_model):
@@ -527,7 +529,7 @@ def test_line_under_the_answer_tells_its_cost_and_goes_with_it(fake_window, fake
     expect(window.answers.last).to_contain_text("word1")
     window.stop_button.click()
     window.wait_for_rest()
-    expect(window.stats).to_have_text(re.compile(r"1 prompt token · \d+ tokens\s*$"))
+    expect(window.stats).to_have_text(re.compile(r"^\s*1 prompt token · \d+ tokens?, stopped\s*$"))
     window.new_chat_button.click()
     expect(window.stats).to_have_text("")
 

@@ -25,7 +25,7 @@ from gradio_client.utils import QueueError, Status
 import chat_ui
 import conversion
 from chat import Message, ReplyStats
-from chat_ui import EXAMPLES, build_ui, describe, launch_ui, shown_messages, text_of, to_messages
+from chat_ui import EXAMPLES, build_ui, describe, launch_ui, shown_messages, stopped, text_of, to_messages
 from config import ModelConfig
 from engine import SamplingParams
 
@@ -480,6 +480,15 @@ def test_line_under_an_answer_says_what_it_cost():
 )
 def test_messages_that_were_left_out_are_told(dropped, notice):
     assert describe(ReplyStats(prompt_tokens=9, dropped_messages=dropped)).endswith(f"\n\n{notice}")
+
+
+def test_line_of_a_stopped_answer_says_so():
+    assert (
+        stopped(describe(ReplyStats(prompt_tokens=9, new_tokens=3))) == "9 prompt tokens · 3 tokens, stopped"
+    )
+    cost, notice = stopped(describe(ReplyStats(prompt_tokens=9, dropped_messages=1))).split("\n\n")
+    assert cost == "9 prompt tokens · 0 tokens, stopped" and notice.startswith("The oldest message")
+    assert stopped("") == ""
 
 
 def test_content_in_parts_becomes_text():
