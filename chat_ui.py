@@ -490,12 +490,17 @@ def launch_ui(ui: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) -
 
 
 def load_genai(folder: Path, device: str) -> tuple:
-    """The converted model in OpenVINO GenAI, and its tokenizer."""
-    from transformers import AutoTokenizer
+    """The converted model in OpenVINO GenAI, and its tokenizer.
 
+    Raises:
+        FileNotFoundError, ValueError: see `conversion.load_model`.
+    """
+    import conversion
     from genai_engine import GenAIEngine
 
-    return GenAIEngine(folder, device), AutoTokenizer.from_pretrained(folder)
+    # First, since it says in clear words what is wrong with folder or device. It compiles nothing.
+    tokenizer = conversion.load_model(folder, device)[1]
+    return GenAIEngine(folder, device), tokenizer
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -537,6 +542,12 @@ def main(arguments: list[str] | None = None) -> None:
         chat_model = ChatModel(*load(folder, options.device), config.get_model_config(options.model))
     except (OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
+    except RuntimeError as error:  # all that OpenVINO raises, in its own words
+        sys.exit(
+            f"Error: OpenVINO cannot run {options.model} at {options.precision} on {options.device}: "
+            f"{str(error).strip()}\nChoose another --device, --precision or --engine. If this one worked "
+            f"before, delete the model's folder in {models_dir}: it will be converted again."
+        )
     ui = build_ui(chat_model)
     try:
         address = launch_ui(ui, options.host, options.port)

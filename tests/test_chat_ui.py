@@ -697,6 +697,49 @@ def test_command_explains_a_model_without_chat_template(no_model_needed, monkeyp
         chat_ui.main([])
 
 
+@pytest.fixture(params=["optimum", "genai"])
+def engine_name(request):
+    return request.param
+
+
+def test_command_names_the_devices_where_there_is_no_such_one(smollm2_folder, monkeypatch, engine_name):
+    monkeypatch.setattr(conversion, "prepare_model", lambda *arguments: smollm2_folder)
+    with pytest.raises(SystemExit, match=r"^Error: This machine has no OpenVINO device 'NPUX'; there is"):
+        chat_ui.main(["--engine", engine_name, "--device", "NPUX"])
+
+
+def test_command_names_the_file_that_is_damaged(smollm2_folder, monkeypatch, tmp_path, engine_name):
+    for file in smollm2_folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "openvino_model.bin").unlink()
+    (tmp_path / "openvino_model.bin").write_bytes(b"cut off")
+    monkeypatch.setattr(conversion, "prepare_model", lambda *arguments: tmp_path)
+    with pytest.raises(SystemExit, match=r"^Error: .*openvino_model.bin has 7 bytes.* convert the model"):
+        chat_ui.main(["--engine", engine_name])
+
+
+def test_command_names_the_file_that_the_pipeline_alone_reads(smollm2_folder, monkeypatch, tmp_path):
+    for file in smollm2_folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "openvino_tokenizer.xml").unlink()
+    size = (smollm2_folder / "openvino_tokenizer.xml").stat().st_size
+    (tmp_path / "openvino_tokenizer.xml").write_bytes(b" " * size)
+    monkeypatch.setattr(conversion, "prepare_model", lambda *arguments: tmp_path)
+    with pytest.raises(SystemExit) as end:
+        chat_ui.main(["--engine", "genai"])
+    assert str(end.value).startswith("Error: OpenVINO cannot run smollm2-135m-instruct at INT8 on CPU: ")
+    assert "openvino_tokenizer.xml" in str(end.value) and "delete the model's folder" in str(end.value)
+
+
+def test_command_explains_a_model_that_does_not_compile(no_model_needed, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("Exception from src/core.cpp:1:\nNo such operation\n")
+
+    monkeypatch.setattr(chat_ui, "ChatModel", fail)
+    with pytest.raises(SystemExit, match=r"^Error: OpenVINO cannot run .*\n.*No such operation\nChoose"):
+        chat_ui.main(["--model", "smollm2-135m-instruct"])
+
+
 def test_command_runs_the_engine_that_was_chosen(no_model_needed, monkeypatch):
     chosen = []
 
