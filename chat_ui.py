@@ -294,7 +294,7 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
 
     page = ChatPage(
         reply,
-        title=title or f"Chat with {Path(chat_model.config.model_id).name}",
+        title=title or f"Chat with {short_name(chat_model.config.model_id)}",
         chatbot=gr.Chatbot(
             label="Conversation",
             height="65vh",
@@ -372,6 +372,13 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
         if isinstance(option, gr.Slider):  # whose refusals would not say which option is out of range
             option.preprocess = lambda value: value
     return page.queue(max_size=QUEUE_LENGTH)
+
+
+def short_name(model_id: str) -> str:
+    """The name alone, of a Hub id ("owner/name" or "owner/name@revision") or of a folder."""
+    if Path(model_id).expanduser().is_dir():
+        return Path(model_id).name
+    return Path(model_id.partition("@")[0]).name
 
 
 def refusal(message: str) -> gr.Error:

@@ -530,6 +530,21 @@ def test_page_takes_its_title_from_the_model():
     assert build_ui(FakeChatModel(), title="My chat").title == "My chat"
 
 
+@pytest.mark.parametrize("model_id", ["owner/name", "owner/name@v1.0", "owner/name@refs/pr/1"])
+def test_revision_is_no_part_of_the_title(model_id):
+    model = FakeChatModel()
+    model.config = ModelConfig(model_id)
+    assert build_ui(model).title == "Chat with name"
+
+
+def test_folder_gives_the_title_its_name(tmp_path):
+    folder = tmp_path / "me@work" / "model@home"
+    folder.mkdir(parents=True)
+    model = FakeChatModel()
+    model.config = ModelConfig(str(folder))
+    assert build_ui(model).title == "Chat with model@home"
+
+
 def test_seven_examples_are_offered():
     ui = build_ui(FakeChatModel())
     assert [example["text"] for example in ui.chatbot.examples] == EXAMPLES
