@@ -128,6 +128,7 @@ class ChatModel:
         skeleton = self._skeleton()
         self._token_markers = token_markers(tokenizer, skeleton, self.end_ids)
         self._text_markers = text_markers(skeleton, self._token_markers)
+        self._line_markers = line_markers(skeleton, self._token_markers)
         self._opens_thought = skeleton.rstrip().endswith(THINK)
         self._prefill()
 
@@ -151,7 +152,8 @@ class ChatModel:
 
         What a message holds is text, whatever it looks like. A special token written out in it becomes
         ordinary tokens. Where a template marks turns with plain text, such as [INST] or <human>:, a marker in
-        a message gets a space after its first character ("[ INST]"): that is what the model reads.
+        a message gets a space after its first character ("[ INST]"): that is what the model reads. Plain
+        words, such as USER: or ### Instruction:, are markers only at the beginning of a line ("U SER:").
         Characters that cannot be encoded (lone surrogates) become U+FFFD, and what a model thought before an
         earlier answer (<think>...</think>) is left out.
 
@@ -208,6 +210,7 @@ class ChatModel:
     def _harmless(self, text: str) -> str:
         """The text of a turn, with nothing left in it that could end the turn or begin another."""
         text = re.sub("[\ud800-\udfff]", "\ufffd", text).replace(CUT, "")
+        text = split_lines(text, self._line_markers, " ")
         return split_each(split_each(text, self._text_markers, " "), self._token_markers, CUT)
 
     def _render(self, turns: Sequence[Message]) -> str:
@@ -325,6 +328,30 @@ def text_markers(skeleton: str, tokens: Iterable[str]) -> list[str]:
         skeleton = skeleton.replace(known, " ")
     name = r"[^\s<>\[\]{}]*\w[^\s<>\[\]{}]*"
     return sorted(set(re.findall(rf"[<\[{{|]+{name}[>\]}}|]+:?", skeleton)))
+
+
+def line_markers(skeleton: str, tokens: Iterable[str]) -> list[str]:
+    """The plain words by which a template marks turns: USER: or ### Instruction:, each just before a text.
+
+    They begin a line, or follow a text or a special token.
+    """
+    for token in tokens:
+        skeleton = skeleton.replace(token, CUT)
+    words = rf"#*[^\S\n]?\w[^\n:<>\[\]{{}}{CUT}]*:"
+    return sorted(set(re.findall(rf"(?:^|{CUT})[^\S\n]*({words})\s*(?={CUT}|\Z)", skeleton, re.MULTILINE)))
+
+
+def split_lines(text: str, markers: Sequence[str], separator: str) -> str:
+    """The text with the separator after the first character of each marker that a line of it begins with."""
+    if not markers:
+        return text
+    lines = []
+    for line in text.splitlines(keepends=True):
+        begin = len(line) - len(line.lstrip())
+        if line.startswith(tuple(markers), begin):
+            line = line[: begin + 1] + separator + line[begin + 1 :]
+        lines.append(line)
+    return "".join(lines)
 
 
 def split_each(text: str, markers: Iterable[str], separator: str) -> str:

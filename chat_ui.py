@@ -11,14 +11,16 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, closing
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from anyio.to_thread import run_sync
 from gradio.events import Dependency
+from gradio.utils import cancel_tasks
 
 import telemetry
 from chat import ChatModel, Message, ReplyStats, SamplingParams
@@ -80,6 +82,7 @@ class ChatPage(gr.ChatInterface):
       typed at their end.
     - Retry repeated unanswered questions along with the last one.
     - The answer to an edited message could not be stopped.
+    - Who closed the page while the first word was being computed left the model at work.
     - A click on an example left the page unlocked, and the conversation it began was not saved.
     - Saved conversations were encrypted with a key that died with the server.
     - A conversation emptied by Undo made each entry of the side panel open its neighbour.
@@ -145,6 +148,8 @@ class ChatPage(gr.ChatInterface):
             )
         for answer in (submit, example, retry):
             answer.failure(**synchronize_and_unlock, **quiet).then(None, js=FOCUS, **quiet)
+        for answer in (submit, example, retry, edit):
+            answer.failure(stopped, self.stats, self.stats, **quiet)
         self.saved_conversations.change(None, js=FOCUS, **quiet)
         gr.on(
             [
@@ -163,6 +168,11 @@ class ChatPage(gr.ChatInterface):
             js="() => ''",
             **quiet,
         )
+        self.unload(self._stop_answers)
+
+    async def _stop_answers(self, request: gr.Request) -> None:
+        """Do what the Stop button does, for whoever has closed the page."""
+        await cancel_tasks({f"{request.session_hash}_{index}" for index in self.fns})
 
     def _clear_and_save_textbox(self, message: str):
         return super()._clear_and_save_textbox(whole_characters(message))
@@ -239,7 +249,7 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
     # A slider for every token of a 128k context would be hard to set; a reply is rarely longer than this.
     longest_reply = min(chat_model.max_context or 4096, 4096)
 
-    def reply(
+    async def reply(
         message: str,
         history: list[dict[str, Any]],
         system_prompt: str,
@@ -248,8 +258,12 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
         top_k: int,
         repetition_penalty: float,
         max_new_tokens: int,
-    ) -> Iterator[tuple[str, str]]:
-        """Answer a message; yields the answer so far and what it cost, in Markdown."""
+    ) -> AsyncIterator[tuple[str, str]]:
+        """Answer a message; yields the answer so far and what it cost, in Markdown.
+
+        The model works in another thread. Who stops the answer cancels the task that waits for it here, and
+        the stream is closed at once. Were this no coroutine, Gradio would close it after the next delta.
+        """
         if not message or not message.strip():
             raise refusal("The message is empty. Type a question first.")
         try:
@@ -261,8 +275,9 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
                 max_new_tokens=whole(max_new_tokens),
             )
             text = ""
-            with closing(chat_model.stream(to_messages(message, history, system_prompt), sampling)) as deltas:
-                for delta in deltas:
+            messages = to_messages(message, history, system_prompt)
+            with closing(await run_sync(chat_model.stream, messages, sampling)) as deltas:
+                while (delta := await run_sync(next, deltas, None)) is not None:
                     text += delta
                     yield text, describe(deltas.stats)
                 if text:
@@ -279,7 +294,7 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
 
     page = ChatPage(
         reply,
-        title=title or f"Chat with {Path(chat_model.config.model_id).name}",
+        title=title or f"Chat with {short_name(chat_model.config.model_id)}",
         chatbot=gr.Chatbot(
             label="Conversation",
             height="65vh",
@@ -359,6 +374,13 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
     return page.queue(max_size=QUEUE_LENGTH)
 
 
+def short_name(model_id: str) -> str:
+    """The name alone, of a Hub id ("owner/name" or "owner/name@revision") or of a folder."""
+    if Path(model_id).expanduser().is_dir():
+        return Path(model_id).name
+    return Path(model_id.partition("@")[0]).name
+
+
 def refusal(message: str) -> gr.Error:
     """An error that the page shows; without the traceback that Gradio would write to the terminal."""
     return gr.Error(message, print_exception=False)
@@ -395,6 +417,12 @@ def describe(stats: ReplyStats) -> str:
             "and were left out."
         )
     return line
+
+
+def stopped(line: str) -> str:
+    """The line that `describe` made of an answer, once that was stopped; empty where none had begun."""
+    cost, *notices = line.split("\n\n")
+    return "\n\n".join([f"{cost}, stopped", *notices]) if line else ""
 
 
 def counted(number: int, noun: str) -> str:
@@ -469,12 +497,17 @@ def launch_ui(ui: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) -
 
 
 def load_genai(folder: Path, device: str) -> tuple:
-    """The converted model in OpenVINO GenAI, and its tokenizer."""
-    from transformers import AutoTokenizer
+    """The converted model in OpenVINO GenAI, and its tokenizer.
 
+    Raises:
+        FileNotFoundError, ValueError: see `conversion.load_model`.
+    """
+    import conversion
     from genai_engine import GenAIEngine
 
-    return GenAIEngine(folder, device), AutoTokenizer.from_pretrained(folder)
+    # First, since it says in clear words what is wrong with folder or device. It compiles nothing.
+    tokenizer = conversion.load_model(folder, device)[1]
+    return GenAIEngine(folder, device), tokenizer
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -516,6 +549,12 @@ def main(arguments: list[str] | None = None) -> None:
         chat_model = ChatModel(*load(folder, options.device), config.get_model_config(options.model))
     except (OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
+    except RuntimeError as error:  # all that OpenVINO raises, in its own words
+        sys.exit(
+            f"Error: OpenVINO cannot run {options.model} at {options.precision} on {options.device}: "
+            f"{str(error).strip()}\nChoose another --device, --precision or --engine. If this one worked "
+            f"before, delete the model's folder in {models_dir}: it will be converted again."
+        )
     ui = build_ui(chat_model)
     try:
         address = launch_ui(ui, options.host, options.port)

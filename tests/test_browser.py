@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -10,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
-from test_chat_ui import FakeChatModel, assistant, endless, user, wait_until
+from test_chat_ui import FakeChatModel, assistant, endless, user, wait_until, waiting_for
 
 import chat_ui
 from chat import ChatModel
@@ -213,6 +214,14 @@ def fake_model(fake_page):
 
 
 @pytest.fixture
+def first_token():
+    """A model that asks for it waits until this is set; at the latest when the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
 def fake_window(fake_model, fake_page, open_window) -> ChatWindow:
     return open_window(fake_page[1])
 
@@ -408,6 +417,7 @@ def test_answer_to_an_edited_question_can_be_stopped(fake_window, fake_model):
     window.wait_for_rest()
     assert fake_model.streams[-1].closed
     assert "word0" in window.answers.inner_text()
+    expect(window.stats).to_contain_text(", stopped")
     fake_model.answer = lambda question: ["fine"]
     assert window.ask("three") == "fine"
     assert fake_model.asked[-1][1] == user("two")
@@ -423,6 +433,7 @@ def test_answer_to_an_example_can_be_stopped(fake_window, fake_model):
     window.wait_for_rest()
     assert fake_model.streams[-1].closed
     expect(window.saved).to_have_text([EXAMPLES[3]])
+    expect(window.stats).to_contain_text(", stopped")
 
 
 def test_conversation_cannot_be_changed_under_a_running_answer(fake_window, fake_model):
@@ -451,6 +462,28 @@ def test_closing_the_page_stops_the_model(fake_window, fake_model):
     fake_window.page.close()
     wait_until(lambda: fake_model.streams[0].closed)
     assert fake_model.streams[0].stats.new_tokens <= words_so_far + 2
+
+
+def test_stop_before_the_first_word_frees_the_model(fake_window, fake_model, first_token):
+    window = fake_window
+    fake_model.answer = waiting_for(first_token)
+    window.send("a long story")
+    poll(window, lambda: fake_model.streams and fake_model.streams[0].waiting)
+    window.stop_button.click()
+    window.wait_for_rest()
+    assert fake_model.streams[0].closed
+    expect(window.stats).to_have_text("")
+    fake_model.answer = lambda question: ["fine"]
+    assert window.ask("And now?") == "fine"
+    assert fake_model.asked[-1][1:] == [user("And now?")]
+
+
+def test_closing_the_page_before_the_first_word_frees_the_model(fake_window, fake_model, first_token):
+    fake_model.answer = waiting_for(first_token)
+    fake_window.send("a long story")
+    poll(fake_window, lambda: fake_model.streams and fake_model.streams[0].waiting)
+    fake_window.page.close()
+    wait_until(lambda: fake_model.streams[0].closed)
 
 
 def test_questions_wait_in_a_queue_and_can_be_stopped_there(open_window, monkeypatch):
@@ -496,7 +529,7 @@ def test_line_under_the_answer_tells_its_cost_and_goes_with_it(fake_window, fake
     expect(window.answers.last).to_contain_text("word1")
     window.stop_button.click()
     window.wait_for_rest()
-    expect(window.stats).to_have_text(re.compile(r"1 prompt token · \d+ tokens\s*$"))
+    expect(window.stats).to_have_text(re.compile(r"^\s*1 prompt token · \d+ tokens?, stopped\s*$"))
     window.new_chat_button.click()
     expect(window.stats).to_have_text("")
 

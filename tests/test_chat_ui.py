@@ -6,9 +6,11 @@ import logging
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,13 +18,14 @@ import gradio as gr
 import httpx
 import pytest
 from gradio_client import Client
+from gradio_client.client import Job
 from gradio_client.exceptions import AppError
-from gradio_client.utils import QueueError
+from gradio_client.utils import QueueError, Status
 
 import chat_ui
 import conversion
 from chat import Message, ReplyStats
-from chat_ui import EXAMPLES, build_ui, describe, launch_ui, shown_messages, text_of, to_messages
+from chat_ui import EXAMPLES, build_ui, describe, launch_ui, shown_messages, stopped, text_of, to_messages
 from config import ModelConfig
 from engine import SamplingParams
 
@@ -43,12 +46,17 @@ class FakeStream:
         self._texts = iter(texts)
         self.stats = ReplyStats(prompt_tokens=1)
         self.closed = False
+        self.waiting = False  # for the next text
 
     def __iter__(self) -> "FakeStream":
         return self
 
     def __next__(self) -> str:
-        text = next(self._texts)
+        self.waiting = True
+        try:
+            text = next(self._texts)
+        finally:
+            self.waiting = False
         if isinstance(text, Exception):
             raise text
         self.stats.new_tokens += 1
@@ -243,6 +251,67 @@ def test_cancelling_a_job_that_waits_takes_it_out_of_the_queue(model, address):
     assert [messages[-1]["content"] for messages in model.asked] == ["one", "three"]
 
 
+def is_running(job: Job) -> bool:
+    """Whether its client has heard that the job has begun; before that it cannot cancel it."""
+    return job.status().code is Status.PROCESSING
+
+
+@pytest.fixture
+def first_token():
+    """A model that asks for it waits until this is set; at the latest when the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def waiting_for(event: threading.Event) -> Callable[[str], Iterator[str]]:
+    """An answer that begins when the event is set."""
+
+    def answer(question: str) -> Iterator[str]:
+        assert event.wait(60)
+        yield "at last"
+
+    return answer
+
+
+def test_cancelling_a_job_reaches_the_model_before_its_first_token(client, model, first_token):
+    model.answer = waiting_for(first_token)
+    job = client.submit("a long story", api_name="/chat")
+    wait_until(lambda: is_running(job) and model.streams[0].waiting)
+    job.cancel()
+    wait_until(lambda: model.streams[0].closed, seconds=5)
+    model.answer = lambda question: ["fine"]
+    assert ask(client, "and now?") == "fine"
+
+
+def test_going_away_reaches_the_model_before_its_first_token(client, model, address, first_token):
+    model.answer = waiting_for(first_token)
+    with httpx.stream(
+        "GET", f"{address}gradio_api/heartbeat/{client.session_hash}"
+    ):  # as an open page has one
+        client.submit("a long story", api_name="/chat")
+        wait_until(lambda: model.streams and model.streams[0].waiting)
+    wait_until(lambda: model.streams[0].closed)
+    model.answer = lambda question: ["fine"]
+    assert ask(connect(address), "and now?") == "fine"
+
+
+def test_stopped_answers_leave_no_thread_behind(client, model, first_token):
+    model.answer = waiting_for(first_token)
+    for number in range(5):
+        job = client.submit("a long story", api_name="/chat")
+        wait_until(lambda: is_running(job) and model.streams[number].waiting)  # noqa: B023
+        job.cancel()
+        wait_until(lambda: model.streams[number].closed, seconds=5)  # noqa: B023
+    first_token.set()
+    wait_until(lambda: not any(stream.waiting for stream in model.streams))
+    model.answer = lambda question: ["fine"]
+    threads = threading.active_count()
+    for _ in range(5):
+        assert ask(client, "and now?") == "fine"
+    assert threading.active_count() <= threads
+
+
 def test_answers_are_written_as_many_at_a_time_as_the_engine_computes():
     model = FakeChatModel(endless)
     model.engine.max_requests = 2
@@ -250,8 +319,9 @@ def test_answers_are_written_as_many_at_a_time_as_the_engine_computes():
     try:
         address = launch_ui(ui)
         jobs = [connect(address).submit(question, api_name="/chat") for question in ("one", "two", "three")]
-        wait_until(lambda: [job.status().rank for job in jobs].count(0) == 1)
-        assert sum(bool(job.outputs()) for job in jobs) == 2
+        wait_until(lambda: sum(len(job.outputs()) > 1 for job in jobs) == 2)
+        assert [bool(job.outputs()) for job in jobs].count(False) == 1
+        assert [job.status().rank for job in jobs].count(0) == 1
         for job in jobs:
             job.cancel()
     finally:
@@ -413,6 +483,15 @@ def test_messages_that_were_left_out_are_told(dropped, notice):
     assert describe(ReplyStats(prompt_tokens=9, dropped_messages=dropped)).endswith(f"\n\n{notice}")
 
 
+def test_line_of_a_stopped_answer_says_so():
+    assert (
+        stopped(describe(ReplyStats(prompt_tokens=9, new_tokens=3))) == "9 prompt tokens · 3 tokens, stopped"
+    )
+    cost, notice = stopped(describe(ReplyStats(prompt_tokens=9, dropped_messages=1))).split("\n\n")
+    assert cost == "9 prompt tokens · 0 tokens, stopped" and notice.startswith("The oldest message")
+    assert stopped("") == ""
+
+
 def test_content_in_parts_becomes_text():
     parts = [
         {"type": "text", "text": "What is "},
@@ -450,6 +529,21 @@ def own_addresses() -> set[str]:
 def test_page_takes_its_title_from_the_model():
     assert build_ui(FakeChatModel()).title == "Chat with Fake-1B"
     assert build_ui(FakeChatModel(), title="My chat").title == "My chat"
+
+
+@pytest.mark.parametrize("model_id", ["owner/name", "owner/name@v1.0", "owner/name@refs/pr/1"])
+def test_revision_is_no_part_of_the_title(model_id):
+    model = FakeChatModel()
+    model.config = ModelConfig(model_id)
+    assert build_ui(model).title == "Chat with name"
+
+
+def test_folder_gives_the_title_its_name(tmp_path):
+    folder = tmp_path / "me@work" / "model@home"
+    folder.mkdir(parents=True)
+    model = FakeChatModel()
+    model.config = ModelConfig(str(folder))
+    assert build_ui(model).title == "Chat with model@home"
 
 
 def test_seven_examples_are_offered():
@@ -511,6 +605,59 @@ def test_default_model_streams_what_it_answers_elsewhere(smollm2_chat):
 
 
 @pytest.mark.slow
+def test_cancelling_a_job_frees_the_engine_within_a_chunk_of_the_prompt(smollm2_chat, monkeypatch):
+    engine = smollm2_chat.engine
+    infer, chunks = engine._model.infer, []
+
+    def count(ids, past):
+        chunks.append(ids)
+        return infer(ids, past=past)
+
+    monkeypatch.setattr(engine._model, "infer", count)
+    ui = build_ui(smollm2_chat)
+    try:
+        client = connect(launch_ui(ui))
+        job = client.submit("word " * 7000, api_name="/chat")
+        wait_until(lambda: is_running(job) and chunks)
+        job.cancel()
+        begun = len(chunks)
+        wait_until(lambda: not engine._line)
+        assert len(chunks) == begun < 7000 / len(chunks[0])
+    finally:
+        ui.close()
+
+
+@pytest.mark.slow
+def test_cancelling_a_job_takes_it_out_of_the_engine_s_line(smollm2_chat):
+    line = smollm2_chat.engine._line
+    ui = build_ui(smollm2_chat)
+    try:
+        client = connect(launch_ui(ui))
+        with closing(smollm2_chat.stream([user("one")])) as running:
+            next(running)
+            job = client.submit("two", api_name="/chat")
+            wait_until(lambda: is_running(job) and len(line) == 2)
+            job.cancel()
+            wait_until(lambda: len(line) == 1, seconds=5)
+    finally:
+        ui.close()
+
+
+@pytest.mark.slow
+def test_cancelling_a_job_frees_the_engine_for_many_users_too(smollm2_genai_chat):
+    engine = smollm2_genai_chat.engine
+    ui = build_ui(smollm2_genai_chat)
+    try:
+        client = connect(launch_ui(ui))
+        job = client.submit("word " * 7000, api_name="/chat")
+        wait_until(lambda: is_running(job) and engine._running)
+        job.cancel()
+        wait_until(lambda: not engine._running, seconds=5)  # the whole prompt takes much longer
+    finally:
+        ui.close()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("chat_model", ["smollm2_chat", "smollm2_genai_chat"])
 def test_eight_conversations_at_once_go_as_they_would_alone(chat_model, request):
     ui = build_ui(request.getfixturevalue(chat_model))
@@ -564,6 +711,49 @@ def test_command_explains_a_model_without_chat_template(no_model_needed, monkeyp
     monkeypatch.setattr(chat_ui, "ChatModel", refuse)
     with pytest.raises(SystemExit, match=r"^Error: someone/base-model has no chat template$"):
         chat_ui.main([])
+
+
+@pytest.fixture(params=["optimum", "genai"])
+def engine_name(request):
+    return request.param
+
+
+def test_command_names_the_devices_where_there_is_no_such_one(smollm2_folder, monkeypatch, engine_name):
+    monkeypatch.setattr(conversion, "prepare_model", lambda *arguments: smollm2_folder)
+    with pytest.raises(SystemExit, match=r"^Error: This machine has no OpenVINO device 'NPUX'; there is"):
+        chat_ui.main(["--engine", engine_name, "--device", "NPUX"])
+
+
+def test_command_names_the_file_that_is_damaged(smollm2_folder, monkeypatch, tmp_path, engine_name):
+    for file in smollm2_folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "openvino_model.bin").unlink()
+    (tmp_path / "openvino_model.bin").write_bytes(b"cut off")
+    monkeypatch.setattr(conversion, "prepare_model", lambda *arguments: tmp_path)
+    with pytest.raises(SystemExit, match=r"^Error: .*openvino_model.bin has 7 bytes.* convert the model"):
+        chat_ui.main(["--engine", engine_name])
+
+
+def test_command_names_the_file_that_the_pipeline_alone_reads(smollm2_folder, monkeypatch, tmp_path):
+    for file in smollm2_folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "openvino_tokenizer.xml").unlink()
+    size = (smollm2_folder / "openvino_tokenizer.xml").stat().st_size
+    (tmp_path / "openvino_tokenizer.xml").write_bytes(b" " * size)
+    monkeypatch.setattr(conversion, "prepare_model", lambda *arguments: tmp_path)
+    with pytest.raises(SystemExit) as end:
+        chat_ui.main(["--engine", "genai"])
+    assert str(end.value).startswith("Error: OpenVINO cannot run smollm2-135m-instruct at INT8 on CPU: ")
+    assert "openvino_tokenizer.xml" in str(end.value) and "delete the model's folder" in str(end.value)
+
+
+def test_command_explains_a_model_that_does_not_compile(no_model_needed, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("Exception from src/core.cpp:1:\nNo such operation\n")
+
+    monkeypatch.setattr(chat_ui, "ChatModel", fail)
+    with pytest.raises(SystemExit, match=r"^Error: OpenVINO cannot run .*\n.*No such operation\nChoose"):
+        chat_ui.main(["--model", "smollm2-135m-instruct"])
 
 
 def test_command_runs_the_engine_that_was_chosen(no_model_needed, monkeypatch):
