@@ -30,15 +30,15 @@ QUESTION = "And what did the old sailor tell the children about island number {}
 REPLY_TOKENS = 70  # with the question and the template about 100 tokens a turn
 
 
-def time_turns(chat: ChatModel, turns: int, reuse: bool) -> list[tuple[int, float]]:
+def time_turns(chat: ChatModel, turns: int, reuse: bool, run: int = 0) -> list[tuple[int, float]]:
     """For each turn, tokens of the prompt and seconds to the first token of the reply.
 
-    Without reuse the system prompt is another one in each turn, so that nothing after it is in the cache.
+    Without reuse the system prompt is another one in each turn and run, so that nothing after it is cached.
     """
     sampling = SamplingParams(temperature=0, max_new_tokens=REPLY_TOKENS)
     history, results = [], []
     for turn in range(1, turns + 1):
-        system = "You tell stories about the sea." if reuse else f"{turn} stories about the sea."
+        system = "You tell stories about the sea." if reuse else f"{run + 1}{turn:02} stories about the sea."
         question = {"role": "user", "content": QUESTION.format(turn)}
         stream = chat.stream([{"role": "system", "content": system}, *history, question], sampling)
         history += [question, {"role": "assistant", "content": "".join(stream)}]
@@ -95,7 +95,8 @@ def main() -> None:
         chat.end_ids = frozenset()  # replies of the same length
         time_turns(chat, 2, reuse=True)  # warms up
         rounds = [
-            [time_turns(chat, options.turns, reuse) for reuse in (True, False)] for _ in range(options.rounds)
+            [time_turns(chat, options.turns, reuse, run) for reuse in (True, False)]
+            for run in range(options.rounds)
         ]
         print(f"\n{name}: seconds to the first token, best of {options.rounds}\n")
         print("| turn | prompt tokens | with the cache | without | ratio |")

@@ -165,13 +165,14 @@ def main() -> None:
             contestant.run(long_prompt=False)  # warms up
             contestant.rates.clear()
             contestant.firsts.clear()
+        readable = 0.0
         for number in range(options.rounds):
+            readable = max(readable, bandwidth())  # each time, as it depends on the neighbours
             for contestant in contestants:
                 contestant.run(long_prompt=not options.no_long_prompt and number < 3)
     reference = next((one for one in contestants if one.title == "ChatModel, INT8"), contestants[0])
     print(f"{options.model}, {SHORT} prompt and {NEW} new tokens, median of {options.rounds} rounds")
     print(machine())
-    readable = bandwidth()
     print(f"load average {os.getloadavg()[0]:.1f}; memory can be read at {readable / 1e9:.1f} GB/s\n")
     print(
         f"| | tokens/s | relative to {reference.title} (range) | weights read, share of the memory's speed | "
