@@ -148,7 +148,7 @@ def main() -> None:
         print(f"Threads: {threads} before, {threads_after} after")
         print(f"Memory: {memory:.0f} MB before, {memory_after:.0f} MB after ({growth:+.1f} %)")
         print(*failures, sep="\n", flush=True)
-    ui.close()
+        ui.close()  # before the clients' process can end: its threads listen as long as there is a server
     sys.exit(bool(failures) or threads_after > threads or growth >= LARGEST_GROWTH)
 
 
