@@ -1,35 +1,28 @@
-"""Messages in, text out: the turns of a conversation, the prompt they make, and the reply as a stream.
+"""Messages in, text out: a conversation with a model, and its reply as a stream.
 
-Knows tokenizers, chat templates, how much of a conversation fits into a context and where a reply ends.
-Refuses to know how tokens are computed (any engine will do) and where the text is shown.
+Knows where a reply ends, how tokens become text and what a reply cost. Refuses to know how a prompt is
+written (`prompt`), how tokens are computed (any engine will do) and where the text is shown.
 """
 
-import itertools
-import math
-import re
 import time
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-from jinja2 import TemplateError
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from config import ModelConfig
-from engine import OptimumEngine, SamplingParams
+from prompt import Message, Prompt, PromptWriter
+from sampling import SamplingParams
+from text_stream import TextDecoder, split_at_stop
+from thoughts import Delta, ReasoningFormat, ThoughtSplitter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ChatModel", "Message", "ReplyStats", "ReplyStream", "SamplingParams"]
+    from engine import Engine, TokenStream
 
-Message = dict[str, str]
-ROLES = ("system", "user", "assistant")
-THINK, THINK_END = "<think>", "</think>"
-# A Unicode noncharacter, which no text holds. The tokenizer never sees it: a prompt is cut there.
-CUT = "\ufdd0"
-SLICE = 100_000  # characters that a tokenizer reads in a moment
+__all__ = ["Chat", "ChatModel", "Delta", "Message", "ReplyStats", "ReplyStream", "SamplingParams"]
 
 
 @dataclass
@@ -40,13 +33,16 @@ class ReplyStats:
     reused_tokens: how many of the prompt's tokens the engine still had in its KV cache; None before the first
         token, and where the engine cannot tell.
     dropped_messages: how many of the oldest messages were left out because the context was full.
+    new_tokens: of thought and answer; thought_tokens: those of the thought alone.
     """
 
     prompt_tokens: int
     dropped_messages: int = 0
     reused_tokens: int | None = None
     new_tokens: int = 0
-    time_to_first_token: float | None = None  # seconds
+    thought_tokens: int = 0
+    waited: float = 0.0  # seconds, until the engine had ended what came before
+    time_to_first_token: float | None = None  # seconds, the waiting included
     tokens_per_second: float | None = None  # of the tokens after the first
     finish_reason: str | None = None
 
@@ -66,16 +62,26 @@ class ReplyStats:
 class ReplyStream:
     """The text deltas of one reply. `close()` stops the model; `stats` is filled in as the reply goes."""
 
-    def __init__(self, deltas: Iterator[str], tokens: Iterator[int], stats: ReplyStats):
+    def __init__(self, deltas: Iterator[Delta], tokens: "TokenStream", stats: ReplyStats):
         self._deltas = deltas
         self._tokens = tokens
         self._closed = False
         self.stats = stats
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the engine still computes other replies, so that this one has to wait."""
+        return self._tokens.waiting
+
+    @property
+    def logprobs(self) -> list[tuple[float, dict[int, float]]]:
+        """See `engine.TokenStream.logprobs`."""
+        return self._tokens.logprobs
+
     def __iter__(self) -> "ReplyStream":
         return self
 
-    def __next__(self) -> str:
+    def __next__(self) -> Delta:
         if self._closed:
             raise StopIteration
         return next(self._deltas)
@@ -92,62 +98,103 @@ class ReplyStream:
         self._tokens.close()
 
 
+class Chat(Protocol):
+    """What a page or an endpoint uses of a conversation partner, here or behind another endpoint.
+
+    name: of the model.
+    description: how it runs, in a few words; may be empty.
+    system_prompt: what a conversation without a system message begins with.
+    max_context: tokens of prompt and reply together, None if that is not known.
+    defaults: the sampling of a reply for which none is given.
+    max_requests: how many replies are computed at the same time.
+    template_options: the switches of the chat template, each with its values, the default first.
+    """
+
+    name: str
+    description: str
+    system_prompt: str | None
+    max_context: int | None
+    defaults: SamplingParams
+    max_requests: int
+    template_options: Mapping[str, tuple]
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        sampling: SamplingParams | None = None,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> ReplyStream:
+        """The reply to the last message, as text deltas; see `ChatModel.stream`."""
+
+    def close(self) -> None:
+        """Give back what the model holds."""
+
+
 class ChatModel:
-    """A conversation partner: a model, its tokenizer and the catalogue entry that says how to talk to it.
+    """A `Chat`: a model, its tokenizer and the catalogue entry that says how to talk to it.
 
     Args:
-        model: an OVModelForCausalLM, or an engine (see `engine.OptimumEngine` for what one offers).
+        model: an OVModelForCausalLM, or an `engine.Engine`.
         tokenizer: a fast tokenizer.
         config: the catalogue entry.
+        description: how the model runs, in a few words.
 
     What every conversation with the entry's system prompt begins with is computed at once, so that the first
     answer need not wait for it.
+
+    Attributes:
+        defaults: the sampling that the entry recommends, or else the checkpoint.
+        end_ids: the tokens that end a reply: those of checkpoint and entry, and the one that the template
+            writes after an assistant's text, whatever the checkpoint calls its end.
 
     Raises:
         ValueError: neither the entry nor the tokenizer has a chat template, or it refuses a plain question.
     """
 
-    def __init__(self, model, tokenizer: "PreTrainedTokenizerBase", config: ModelConfig):
+    def __init__(
+        self,
+        model: "Engine | Any",
+        tokenizer: "PreTrainedTokenizerBase",
+        config: ModelConfig,
+        description: str = "",
+    ):
         # Only transformers-style models carry a generation_config; engines know nothing of it.
-        self.engine = OptimumEngine(model) if hasattr(model, "generation_config") else model
+        if hasattr(model, "generation_config"):
+            from engine import OptimumEngine
+
+            model = OptimumEngine(model)
+        self.engine: Engine = model
         self.tokenizer = tokenizer
         self.config = config
-        if not config.chat_template and not tokenizer.chat_template:
-            raise ValueError(
-                f"{config.model_id} has no chat template, so it is probably no chat model. If it is one, "
-                "set ModelConfig.chat_template to the Jinja text of its model card."
-            )
+        self.name = short_name(config.model_id)
+        self.description = description
+        self.system_prompt = config.system_prompt
+        self.max_requests = self.engine.max_requests
+        self.defaults = self.engine.defaults if config.sampling is None else SamplingParams(**config.sampling)
         # They differ where another checkpoint takes the place of the entry's own.
         limits = (config.max_context, self.engine.max_context)
         self.max_context = min((limit for limit in limits if limit is not None), default=None)
         vocabulary = tokenizer.get_vocab()
-        self.end_ids = self.engine.end_ids | {vocabulary[s] for s in config.stop_strings if s in vocabulary}
+        end_ids = self.engine.end_ids | {vocabulary[s] for s in config.stop_strings if s in vocabulary}
         if tokenizer.eos_token_id is not None:
-            self.end_ids |= {tokenizer.eos_token_id}
-        self.stop_strings = config.stop_strings
-        skeleton = self._skeleton()
-        self._token_markers = token_markers(tokenizer, skeleton, self.end_ids)
-        self._text_markers = text_markers(skeleton, self._token_markers)
-        self._line_markers = line_markers(skeleton, self._token_markers)
-        self._opens_thought = skeleton.rstrip().endswith(THINK)
-        self._prefill()
-
-    def _skeleton(self) -> str:
-        """What the template writes around texts, with `CUT` in the place of each text."""
-        roles = ("system", "user", "assistant", "user")
-        try:
-            return self._render([{"role": role, "content": CUT} for role in roles])
-        except ValueError:  # some templates know no system message
-            return self._render([{"role": role, "content": CUT} for role in roles[1:]])
-
-    def _prefill(self) -> None:
-        one, other = (self.encode([{"role": "user", "content": text}]) for text in ("a", "b"))
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-        prefix = [token for token, _ in same][: self.max_context]
-        if prefix:
+            end_ids |= {tokenizer.eos_token_id}
+        self._prompts = PromptWriter(
+            tokenizer, config.model_id, config.chat_template, config.system_prompt, frozenset(end_ids)
+        )
+        self.end_ids = self._prompts.end_ids
+        self.template_options = self._prompts.options
+        self.stop_strings = (
+            *config.stop_strings,
+            *self._prompts.stop_strings,
+            *self._prompts.reasoning.answer_closes,
+        )
+        self._marks = special_marks(tokenizer, self._prompts.reasoning)
+        if prefix := self._prompts.shared_prefix()[: self.max_context]:
             self.engine.prefill(prefix)
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
+    def encode(
+        self, messages: Sequence[Message], template_options: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """The prompt exactly as the model will read it, up to where the reply begins.
 
         What a message holds is text, whatever it looks like. A special token written out in it becomes
@@ -155,155 +202,76 @@ class ChatModel:
         a message gets a space after its first character ("[ INST]"): that is what the model reads. Plain
         words, such as USER: or ### Instruction:, are markers only at the beginning of a line ("U SER:").
         Characters that cannot be encoded (lone surrogates) become U+FFFD, and what a model thought before an
-        earlier answer (<think>...</think>) is left out.
+        earlier answer is left out, unless its template asks for it.
 
         Args:
             messages: dicts with "role" (system, user, assistant) and "content". Without a system message
-                the catalogue entry's system prompt is put first; an empty one sends none.
+                the catalogue entry's system prompt is put first; an empty one sends none. Where the last one
+                is the assistant's, the prompt ends with its text.
+            template_options: values for the switches in `template_options`.
 
         Raises:
-            ValueError: no message, an unknown role, content that is no text, or turns in an order that the
-                model's template refuses.
+            ValueError: no message, an unknown role, content that is no text, turns in an order that the
+                model's template refuses, or an unknown switch.
         """
-        return self._encode(self._turns(messages))
+        return self._prompts.write(messages, template_options).ids
 
-    def stream(self, messages: Sequence[Message], sampling: SamplingParams | None = None) -> ReplyStream:
+    def stream(
+        self,
+        messages: Sequence[Message],
+        sampling: SamplingParams | None = None,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> ReplyStream:
         """The reply to the last message, as an iterator of text deltas.
 
-        To stop the model, call `close()` or leave the loop. An error inside the model is raised by the
-        iterator.
+        Each delta is a `str` that knows whether it `is_thought`. Where the last message is the assistant's,
+        the model goes on with it. To stop the model, call `close()` or leave the loop. An error inside the
+        model is raised by the iterator.
 
         Prompt and reply together never exceed the model's context: of a longer conversation the oldest turns
         are left out, and `stats.dropped_messages` says how many messages that were.
 
+        Args:
+            messages, template_options: see `encode`.
+            sampling: None takes `defaults`.
+
         Raises:
             ValueError: see `encode`; or the last message is too long for the model's context.
         """
-        sampling = sampling or SamplingParams()
-        turns = self._turns(messages)
-        kept, ids = self._fit(turns, sampling.max_new_tokens)
+        sampling = sampling or self.defaults
+        prompt = self._prompts.write(messages, template_options, self.max_context, sampling.max_new_tokens)
         if self.max_context is not None:
-            room = self.max_context - len(ids)
+            room = self.max_context - len(prompt.ids)
             sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
-        stats = ReplyStats(prompt_tokens=len(ids), dropped_messages=len(turns) - len(kept))
-        tokens = self.engine.generate(ids, sampling)
-        return ReplyStream(self._deltas(tokens, stats), tokens, stats)
+        stats = ReplyStats(prompt_tokens=len(prompt.ids), dropped_messages=prompt.dropped_messages)
+        spared = self.end_ids | self._prompts.template_ids
+        tokens = self.engine.generate(prompt.ids, sampling, spared)
+        return ReplyStream(self._deltas(tokens, prompt, sampling, stats), tokens, stats)
 
-    def generate(self, messages: Sequence[Message], sampling: SamplingParams | None = None) -> str:
-        """The whole reply to the last message."""
-        return "".join(self.stream(messages, sampling))
+    def generate(
+        self,
+        messages: Sequence[Message],
+        sampling: SamplingParams | None = None,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The whole answer to the last message, without thoughts."""
+        deltas = self.stream(messages, sampling, template_options)
+        return "".join(delta for delta in deltas if not delta.is_thought)
 
-    def _turns(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages, checked, and with the system prompt that is the entry's or their own."""
-        for message in messages:
-            if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
-                raise ValueError(
-                    f"A message has a role ({', '.join(ROLES)}) and text as content, not {message!r}"
-                )
-        turns = [message for message in messages if message["role"] != "system" or message["content"].strip()]
-        if not any(message["role"] == "system" for message in messages) and self.config.system_prompt:
-            turns.insert(0, {"role": "system", "content": self.config.system_prompt})
-        if not turns or turns[-1]["role"] != "user":
-            raise ValueError("The last message must be the user's.")
-        return turns
+    def close(self) -> None:
+        """Give back what the engine holds."""
+        self.engine.close()
 
-    def _harmless(self, text: str) -> str:
-        """The text of a turn, with nothing left in it that could end the turn or begin another."""
-        text = re.sub("[\ud800-\udfff]", "\ufffd", text).replace(CUT, "")
-        text = split_lines(text, self._line_markers, " ")
-        return split_each(split_each(text, self._text_markers, " "), self._token_markers, CUT)
-
-    def _render(self, turns: Sequence[Message]) -> str:
-        try:
-            return self.tokenizer.apply_chat_template(
-                turns, chat_template=self.config.chat_template, add_generation_prompt=True, tokenize=False
-            )
-        except TemplateError as error:
-            raise ValueError(f"The template of {self.config.model_id} refuses this: {error}") from error
-
-    def _encode(self, turns: Sequence[Message]) -> list[int]:
-        harmless = []
-        for turn in turns:
-            text = without_thoughts(turn["content"]) if turn["role"] == "assistant" else turn["content"]
-            harmless.append({"role": turn["role"], "content": self._harmless(text)})
-        return self._ids(self._render(harmless))
-
-    def _ids(self, text: str) -> list[int]:
-        pieces = (self.tokenizer(piece, add_special_tokens=False, verbose=False) for piece in text.split(CUT))
-        return [token for piece in pieces for token in piece["input_ids"]]
-
-    def _fit(self, turns: list[Message], max_new_tokens: int) -> tuple[list[Message], list[int]]:
-        """The turns that fit into the context beside the reply, and their tokens.
-
-        System prompt and last question always stay. Of the rest the oldest turns (a question with its answer)
-        go, by about half of the prompt's budget at a time: were it only as much as need be, then each
-        question would begin its prompt with another turn, and the KV cache would be worth nothing.
-        """
-        if self.max_context is None:
-            return turns, self._encode(turns)
-        budget = self.max_context - min(max_new_tokens, self.max_context // 2)
-        stays = [turn["content"] for turn in turns if turn["role"] == "system" or turn is turns[-1]]
-        self._refuse_far_too_long("".join(stays), budget)
-        ids = self._encode(turns)
-        if len(ids) <= budget:
-            return turns, ids
-        starts = [position for position, turn in enumerate(turns) if turn["role"] == "user"]
-
-        def since(start: int) -> list[Message]:
-            return [
-                turn for position, turn in enumerate(turns) if position >= start or turn["role"] == "system"
-            ]
-
-        def saved(start: int) -> int:
-            return len(ids) - len(self._encode(since(start)))
-
-        step = (budget + 1) // 2
-        goal = math.ceil((len(ids) - budget) / step) * step  # tokens to save
-        kept = since(starts[min(bisect_left(starts, goal, key=saved), len(starts) - 1)])
-        kept_ids = self._encode(kept)
-        if len(kept_ids) > budget:
-            raise too_long(f"{len(kept_ids)} tokens", budget)
-        return kept, kept_ids
-
-    def _refuse_far_too_long(self, text: str, budget: int) -> None:
-        """Spare the tokenizer a text that would take it minutes, where the beginning is too long already."""
-        count = 0
-        for end in range(SLICE, len(text) + 1, SLICE):
-            count += len(self._ids(self._harmless(text[end - SLICE : end])))
-            if count > budget:
-                raise too_long(f"about {count * len(text) // end} tokens", budget)
-
-    def _deltas(self, tokens: Iterator[int], stats: ReplyStats) -> Iterator[str]:
-        decoder = TextDecoder(self.tokenizer)
-        pending = ""  # text that might be the start of a stop string
-        begun = False
+    def _deltas(
+        self, tokens: "TokenStream", prompt: Prompt, sampling: SamplingParams, stats: ReplyStats
+    ) -> Iterator[Delta]:
+        splitter = ThoughtSplitter(self._prompts.reasoning, prompt.in_thought, prompt.in_answer)
         try:
             with closing(tokens):
-                if self._opens_thought:  # the prompt holds the tag already: whoever shows the text needs it
-                    yield f"{THINK}\n"
-                started = time.perf_counter()
-                for token in tokens:
-                    stats.count_token(time.perf_counter() - started)
-                    stats.reused_tokens = tokens.reused_tokens
-                    if token in self.end_ids:
-                        stats.finish("stop")
-                        break
-                    visible, pending, stopped = split_at_stop(pending + decoder.add(token), self.stop_strings)
-                    if not begun:  # templates put their own space or newline before a reply
-                        visible = visible.lstrip()
-                        begun = bool(visible)
-                    if visible:
-                        yield visible
-                    if stopped:
-                        stats.finish("stop")
-                        return
-                else:
-                    stats.finish("length")
-            if stats.finish_reason == "cancelled":
-                return
-            rest = pending + decoder.flush()
-            if rest if begun else rest.strip():
-                yield rest if begun else rest.lstrip()
+                for text in self._texts(tokens, (*self.stop_strings, *sampling.stop), splitter, stats):
+                    yield from splitter.add(text)
+            if stats.finish_reason != "cancelled":
+                yield from splitter.flush()
         except GeneratorExit:  # nobody holds the stream any more
             stats.finish("cancelled")
             raise
@@ -311,120 +279,43 @@ class ChatModel:
             stats.finish("error")
             raise
 
-
-def token_markers(tokenizer: "PreTrainedTokenizerBase", skeleton: str, end_ids: Iterable[int]) -> list[str]:
-    """The tokens that must not come out of a message: the special ones, and others that a template writes."""
-    return [
-        token.content
-        for number, token in tokenizer.added_tokens_decoder.items()
-        if (token.special or number in end_ids or token.content in skeleton)
-        and len(token.content.strip()) > 1  # some tokenizers add line breaks
-    ]
-
-
-def text_markers(skeleton: str, tokens: Iterable[str]) -> list[str]:
-    """The plain text by which a template marks turns: names in brackets, such as [/INST] or <human>:."""
-    for known in (CUT, *tokens):
-        skeleton = skeleton.replace(known, " ")
-    name = r"[^\s<>\[\]{}]*\w[^\s<>\[\]{}]*"
-    return sorted(set(re.findall(rf"[<\[{{|]+{name}[>\]}}|]+:?", skeleton)))
-
-
-def line_markers(skeleton: str, tokens: Iterable[str]) -> list[str]:
-    """The plain words by which a template marks turns: USER: or ### Instruction:, each just before a text.
-
-    They begin a line, or follow a text or a special token.
-    """
-    for token in tokens:
-        skeleton = skeleton.replace(token, CUT)
-    words = rf"#*[^\S\n]?\w[^\n:<>\[\]{{}}{CUT}]*:"
-    return sorted(set(re.findall(rf"(?:^|{CUT})[^\S\n]*({words})\s*(?={CUT}|\Z)", skeleton, re.MULTILINE)))
-
-
-def split_lines(text: str, markers: Sequence[str], separator: str) -> str:
-    """The text with the separator after the first character of each marker that a line of it begins with."""
-    if not markers:
-        return text
-    lines = []
-    for line in text.splitlines(keepends=True):
-        begin = len(line) - len(line.lstrip())
-        if line.startswith(tuple(markers), begin):
-            line = line[: begin + 1] + separator + line[begin + 1 :]
-        lines.append(line)
-    return "".join(lines)
+    def _texts(
+        self, tokens: "TokenStream", stops: Sequence[str], splitter: ThoughtSplitter, stats: ReplyStats
+    ) -> Iterator[str]:
+        """The reply's text as it comes, the marks of thoughts included, up to where it ends."""
+        decoder = TextDecoder(self.tokenizer)
+        pending = ""  # text that might be the start of a stop string
+        started = time.perf_counter()
+        for token in tokens:
+            elapsed = time.perf_counter() - started
+            stats.count_token(elapsed)
+            stats.thought_tokens += splitter.inside
+            stats.reused_tokens, stats.waited = tokens.reused_tokens, tokens.waited
+            mark = self._marks.get(token, "")
+            if token in self.end_ids and not (splitter.inside and mark == self._prompts.reasoning.closes):
+                stats.finish("stop")
+                break
+            new = decoder.add(token) + mark
+            visible, pending, stopped = split_at_stop(pending + new, stops)
+            if visible:
+                yield visible
+            if stopped:
+                stats.finish("stop")
+                return
+        else:
+            stats.finish("length")
+        if stats.finish_reason != "cancelled":
+            yield pending + decoder.flush()
 
 
-def split_each(text: str, markers: Iterable[str], separator: str) -> str:
-    """The text with the separator after the first character of each marker in it."""
-    for marker in markers:
-        while marker in text:  # more than once where it overlaps itself
-            text = text.replace(marker, marker[0] + separator + marker[1:])
-    return text
+def special_marks(tokenizer: "PreTrainedTokenizerBase", reasoning: ReasoningFormat) -> dict[int, str]:
+    """The special tokens by which a model marks its thoughts, and their texts, which decoders leave out."""
+    marks = " ".join((reasoning.opens, reasoning.closes, *reasoning.answer_opens, *reasoning.answer_closes))
+    added = tokenizer.added_tokens_decoder.items()
+    return {number: token.content for number, token in added if token.special and token.content in marks}
 
 
-def without_thoughts(text: str) -> str:
-    """An answer without its <think> blocks; one that was stopped while the model still thought is empty."""
-    # A search behind the last end of a block would find none, and go through all the rest for each beginning.
-    before, end, after = text.rpartition(THINK_END)
-    answer = re.sub(f"{THINK}.*?{THINK_END}", "", before + end, flags=re.DOTALL) + after
-    if answer != text:
-        answer = answer.lstrip()
-    return "" if answer.lstrip().startswith(THINK) else answer
-
-
-def too_long(length: str, budget: int) -> ValueError:
-    """The error for a last message that does not fit into the context, whatever else is left out."""
-    return ValueError(
-        f"The message (with the system prompt) has {length}, the model's context has room for {budget} "
-        "tokens. Shorten it, or lower max_new_tokens."
-    )
-
-
-class TextDecoder:
-    """Token ids to text, one at a time, and never half a character.
-
-    A token's text depends on its neighbours: bytes of one character may be spread over several tokens, and
-    some tokenizers write the space between words only when something stands before it. So a window of ids
-    is decoded each time: those that gave the newest text, and those that came after.
-    """
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
-        self._tokenizer = tokenizer
-        self._shown_ids: list[int] = []
-        self._waiting_ids: list[int] = []
-
-    def add(self, token: int) -> str:
-        """The text that this token completes; empty while a character is unfinished."""
-        self._waiting_ids.append(token)
-        text = self._waiting_text()
-        # U+FFFD is what decoders write for bytes that are no character (yet). A token without text, such as a
-        # special one, is no window to decode the next one in: that would lose its space.
-        if not text or text.endswith("\ufffd"):
-            return ""
-        self._shown_ids, self._waiting_ids = self._waiting_ids, []
-        return text
-
-    def flush(self) -> str:
-        """What is left at the end: the bytes of a character that was never finished."""
-        return self._waiting_text()
-
-    def _waiting_text(self) -> str:
-        shown = self._decode(self._shown_ids)
-        return self._decode(self._shown_ids + self._waiting_ids)[len(shown) :]
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def split_at_stop(text: str, stop_strings: Sequence[str]) -> tuple[str, str, bool]:
-    """Split a reply's newest text into what may be shown, what must wait, and whether the reply is over.
-
-    The part that must wait is the longest end of `text` that could grow into a stop string.
-    """
-    ends = [position for stop in stop_strings if (position := text.find(stop)) >= 0]
-    if ends:
-        return text[: min(ends)], "", True
-    for start in range(max(0, len(text) - max(map(len, stop_strings), default=0) + 1), len(text)):
-        if any(stop.startswith(text[start:]) for stop in stop_strings):
-            return text[:start], text[start:], False
-    return text, "", False
+def short_name(model_id: str) -> str:
+    """The name alone, of a Hub id ("owner/name" or "owner/name@revision") or of a folder."""
+    folder = Path(model_id).expanduser()
+    return folder.resolve().name if folder.is_dir() else Path(model_id.partition("@")[0]).name

@@ -23,7 +23,7 @@ from gradio.events import Dependency
 from gradio.utils import cancel_tasks
 
 import telemetry
-from chat import ChatModel, Message, ReplyStats, SamplingParams
+from chat import ChatModel, Message, ReplyStats, SamplingParams, short_name
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +245,7 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
             more wait.
         title: the heading; None makes one of the model's name.
     """
-    defaults = SamplingParams()
+    defaults = chat_model.defaults
     # A slider for every token of a 128k context would be hard to set; a reply is rarely longer than this.
     longest_reply = min(chat_model.max_context or 4096, 4096)
 
@@ -372,13 +372,6 @@ def build_ui(chat_model: ChatModel, title: str | None = None) -> gr.Blocks:
         if isinstance(option, gr.Slider):  # whose refusals would not say which option is out of range
             option.preprocess = lambda value: value
     return page.queue(max_size=QUEUE_LENGTH)
-
-
-def short_name(model_id: str) -> str:
-    """The name alone, of a Hub id ("owner/name" or "owner/name@revision") or of a folder."""
-    if Path(model_id).expanduser().is_dir():
-        return Path(model_id).name
-    return Path(model_id.partition("@")[0]).name
 
 
 def refusal(message: str) -> gr.Error:

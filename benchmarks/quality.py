@@ -26,8 +26,9 @@ import torch
 from transformers import AutoTokenizer
 
 from config import DEFAULT_MODEL
-from conversion import prepare_model, quiet_libraries
-from resources import EXACT, fastest_properties
+from conversion import prepare_model
+from quiet import quiet_libraries
+from tuning import EXACT, fastest_properties
 
 TEXT = Path(__file__).with_name("quality_text.txt").read_text()
 WINDOW = 512  # tokens that are computed together, from an empty cache

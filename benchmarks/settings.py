@@ -23,7 +23,7 @@ from benchmarks.quality import TEXT
 from config import DEFAULT_MODEL
 from conversion import load_model, prepare_model
 from kv_cache import PagedModel
-from resources import EXACT
+from tuning import EXACT
 
 LONG, NEW = 2000, 32
 ONCE = "f32, compiled once"  # and not another time for one token

@@ -12,8 +12,8 @@ telemetry.turn_off()
 import conversion
 from chat import ChatModel
 from config import DEFAULT_MODEL, SUPPORTED_MODELS
-from resources import EXACT
 from tiny_checkpoints import FAMILIES, make_tiny_checkpoint
+from tuning import EXACT
 
 PROJECT = Path(__file__).parent.parent
 MODELS_DIR = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR", PROJECT / "models"))

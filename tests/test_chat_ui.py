@@ -27,7 +27,7 @@ import conversion
 from chat import Message, ReplyStats
 from chat_ui import EXAMPLES, build_ui, describe, launch_ui, shown_messages, stopped, text_of, to_messages
 from config import ModelConfig
-from engine import SamplingParams
+from sampling import SamplingParams
 
 ROOT = Path(__file__).parents[1]
 OUT_OF_RANGE = {

@@ -20,6 +20,7 @@ import numpy as np
 import openvino
 import openvino_tokenizers
 import pytest
+import resources
 import torch
 from safetensors.torch import load as load_weights
 from safetensors.torch import load_file, save_file
@@ -33,7 +34,6 @@ from transformers import (
 
 import conversion
 import model_source
-import resources
 from config import DEFAULT_MODEL, ModelConfig
 from conftest import EXACT
 from conversion import FOLDER_NAMES, load_model, model_folder, prepare_model, prepare_models

@@ -11,8 +11,9 @@ from transformers import MptConfig
 import conversion
 import genai_engine
 from conftest import EXACT
-from engine import OptimumEngine, SamplingParams
+from engine import OptimumEngine
 from genai_engine import GenAIEngine, tokens_in_cache
+from sampling import SamplingParams
 from tiny_checkpoints import FAMILIES
 
 NAMES = {"llama": "llama-2-chat-7b", "gpt_neox": "red-pajama-3b-chat", "mpt": "mpt-7b-chat"}

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-
 import resources
 from resources import available_memory, check_memory, fastest_properties
 

@@ -1,21 +1,89 @@
-"""What this machine has: room on the disk and in memory, and how its processor decodes fastest.
+"""Work on disk that is never half done: locks, folders that appear whole, progress, and room to work in.
 
-Too little room is refused in numbers. Knows files of the Linux kernel and of its control groups, and
-properties of OpenVINO's devices. Refuses to know what the room is for.
+Knows files, processes and what the machine has left; formats of the Linux kernel and of its control groups.
+Refuses to know what the work is: no word of models here.
 """
 
+import math
+import os
 import shutil
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Bytes of weights up to which a model waits less for the memory than for what is between two products.
-SMALL_MODEL = 500e6
-# With these, two ways to compute the same thing agree to 1e-5; the defaults trade that for speed.
-EXACT = {
-    "INFERENCE_PRECISION_HINT": "f32",
-    "KV_CACHE_PRECISION": "f32",
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-}
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+# The end of the names of folders that are being written.
+PARTIAL = ".partial"
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A folder that appears only when it is finished.
+
+    Yields an empty folder beside `folder` to write into and renames it at the end, replacing what was
+    there. After an exception nothing is left; after a crash only the `.partial` folder, which the next
+    attempt clears. Where several processes may want the same folder, hold `exclusive(folder)`.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def exclusive(folder: Path) -> FileLock:
+    """A lock between processes for the work that makes `folder`; a killed process frees it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_name(f".{folder.name}.lock"))
+
+
+@contextmanager
+def show_progress(title: str, folder: Path | None = None, total: float | None = None) -> Iterator[None]:
+    """Show, after two seconds, that something is going on: the elapsed time, and how a folder grows.
+
+    Args:
+        folder: what is being filled; without it only the time is shown.
+        total: bytes that the folder will have in the end, as far as known.
+    """
+    done = threading.Event()
+    # No rate and no time left: folders grow in leaps.
+    size = "" if folder is None else "{n_fmt}B, " if total is None else "{n_fmt}B of {total_fmt}B, "
+
+    def watch() -> None:
+        if done.wait(2):
+            return
+        look = "{desc}: " + size + "{elapsed}"
+        with tqdm(desc=title, total=total, unit_scale=True, bar_format=look, leave=False) as bar:
+            bar.start_t -= 2
+            while not done.wait(0.5):
+                bar.n = min(_folder_size(folder), total or math.inf) if folder else 0
+                bar.refresh()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _folder_size(folder: Path) -> int:
+    size = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # files are moved while we look
+                size += Path(root, name).stat().st_size
+    return size
 
 
 def check_disk(folder: Path, needed: float, what: str) -> None:
@@ -39,12 +107,13 @@ def check_disk(folder: Path, needed: float, what: str) -> None:
         )
 
 
-def check_memory(needed: float, what: str) -> None:
+def check_memory(needed: float, what: str, way_out: str) -> None:
     """Refuse work for which the memory does not suffice; where that cannot be told, let it begin.
 
     Args:
         needed: bytes.
         what: what needs them, for the message.
+        way_out: a sentence that says what helps.
 
     Raises:
         OSError: in numbers, with the way out.
@@ -53,8 +122,7 @@ def check_memory(needed: float, what: str) -> None:
     if available is not None and available < needed:
         raise OSError(
             f"{what} needs {needed / 1e9:.1f} GB of memory, but only {available / 1e9:.1f} GB are available. "
-            "Close other programs, raise the container's limit, choose a smaller model, or copy the folder "
-            "from a machine that has converted it."
+            f"{way_out}"
         )
 
 
@@ -94,36 +162,3 @@ def _left_by_control_groups(root: Path) -> Iterator[float]:
                 bytes_allowed = float((folder / limit).read_text().replace("max", "inf"))
                 yield bytes_allowed - int((folder / usage).read_text()) + cached
     yield float("inf")
-
-
-def fastest_properties(folder: str | Path, device: str) -> dict[str, str]:
-    """Properties for `compile_model` with which a chat decodes fastest; measured by `benchmarks.settings`.
-
-    They concern models with integer weights on a CPU.
-
-    A CPU with bfloat16 units computes in bfloat16 by default. OpenVINO then turns integer weights into
-    bfloat16 for each token. With 32-bit floats it quantizes the activations instead and multiplies integers,
-    which for SmolLM2-135M at INT8 took 10.9 ms a token and not 16.8, on two cores with AMX. Long prompts pay
-    for it (2600 tokens: 2.3 s and not 0.7 s); as an engine computes only what is new in a prompt, a chat has
-    few of them. To have it otherwise, pass {"INFERENCE_PRECISION_HINT": "bf16"} as `ov_config`.
-
-    The KV cache holds 8-bit numbers by default. With a small model, to turn them back into floats costs more
-    time than reading twice as many bytes: after 2000 tokens SmolLM2-135M took 9.4 ms a token, with 16-bit
-    numbers 7.9. For 2.8 billion parameters it is the same, so these keep the smaller cache; to have it with a
-    small model, pass {"KV_CACHE_PRECISION": "u8"}.
-
-    Args:
-        folder: of a converted model.
-        device: an OpenVINO device.
-    """
-    import openvino
-
-    graph = (Path(folder) / "openvino_model.xml").read_text(encoding="utf-8")
-    if device != "CPU" or not any(f'element_type="{name}"' in graph for name in ("i8", "u8", "i4", "u4")):
-        return {}
-    properties = {}
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        properties["INFERENCE_PRECISION_HINT"] = "f32"
-    if (Path(folder) / "openvino_model.bin").stat().st_size <= SMALL_MODEL:
-        properties["KV_CACHE_PRECISION"] = "f16"
-    return properties

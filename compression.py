@@ -1,0 +1,70 @@
+"""What INT8 and INT4 mean here, for every architecture.
+
+Knows NNCF and OpenVINO graphs. Refuses to know how a graph was made and what runs it.
+"""
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quiet import quiet_libraries
+from workspace import show_progress
+
+if TYPE_CHECKING:
+    import openvino
+
+PRECISIONS = ("FP16", "INT8", "INT4")
+
+
+def check_precision(precision: str) -> None:
+    """Raises ValueError for a precision that is none of `PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"Unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}.")
+
+
+def compress(graph: "openvino.Model", precision: str) -> "openvino.Model":
+    """Compress the weights of a graph to 8 or 4 bits, or only note for FP16 that the cache wants 16 as well.
+
+    INT8 has a scale and a zero point per output channel. INT4 has them per group of 64 input channels, or the
+    next smaller number that divides the layer's width; embedding and head stay at 8 bits. Others are more
+    exact (`benchmarks.quality --int4` has the table), but smaller groups decode more slowly, AWQ takes
+    much more memory while converting, and scale estimation needs data.
+    """
+    import nncf
+
+    if precision == "FP16":
+        graph.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])
+        return graph
+    if precision == "INT8":
+        return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    adjust = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
+    return nncf.compress_weights(
+        graph,
+        mode=nncf.CompressWeightsMode.INT4_ASYM,
+        group_size=64,
+        ratio=1.0,
+        advanced_parameters=adjust,
+    )
+
+
+def compress_weights(fp16_folder: Path, output: Path, precision: str, leave: Collection[str] = ()) -> None:
+    """Compress the weights of an FP16 model to 8 or 4 bits and copy what stands beside them.
+
+    The activations stay floating point: only what is read from memory for every token becomes smaller.
+
+    Args:
+        leave: names of files that are not copied.
+    """
+    import openvino
+
+    with quiet_libraries(), show_progress(f"Compressing to {precision}", output):
+        graph = openvino.Core().read_model(fp16_folder / "openvino_model.xml")
+        options = graph.get_rt_info("runtime_options").value
+        # A note for 16-bit weights; with smaller ones the runtime chooses a smaller cache too.
+        options.pop("KV_CACHE_PRECISION")
+        graph.set_rt_info(options, "runtime_options")
+        openvino.save_model(compress(graph, precision), output / "openvino_model.xml", compress_to_fp16=False)
+    for file in fp16_folder.iterdir():
+        if file.name not in leave and not (output / file.name).exists():
+            shutil.copy2(file, output)

@@ -1,0 +1,60 @@
+"""Token ids to text, piece by piece, up to where a reply ends.
+
+Knows tokenizers' decoders and stop strings. Refuses to know engines and conversations.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from thoughts import unfinished
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TextDecoder:
+    """Token ids to text, one at a time, and never half a character.
+
+    A token's text depends on its neighbours: bytes of one character may be spread over several tokens, and
+    some tokenizers write the space between words only when something stands before it. So a window of ids
+    is decoded each time: those that gave the newest text, and those that came after.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        self._tokenizer = tokenizer
+        self._shown_ids: list[int] = []
+        self._waiting_ids: list[int] = []
+
+    def add(self, token: int) -> str:
+        """The text that this token completes; empty while a character is unfinished."""
+        self._waiting_ids.append(token)
+        text = self._waiting_text()
+        # U+FFFD is what decoders write for bytes that are no character (yet). A token without text, such as a
+        # special one, is no window to decode the next one in: that would lose its space.
+        if not text or text.endswith("\ufffd"):
+            return ""
+        self._shown_ids, self._waiting_ids = self._waiting_ids, []
+        return text
+
+    def flush(self) -> str:
+        """What is left at the end: the bytes of a character that was never finished."""
+        return self._waiting_text()
+
+    def _waiting_text(self) -> str:
+        shown = self._decode(self._shown_ids)
+        return self._decode(self._shown_ids + self._waiting_ids)[len(shown) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def split_at_stop(text: str, stop_strings: Sequence[str]) -> tuple[str, str, bool]:
+    """Split a reply's newest text into what may be shown, what must wait, and whether the reply is over.
+
+    The part that must wait is the longest end of `text` that could grow into a stop string.
+    """
+    ends = [position for stop in stop_strings if (position := text.find(stop)) >= 0]
+    if ends:
+        return text[: min(ends)], "", True
+    safe = len(text) - unfinished(text, stop_strings)
+    return text[:safe], text[safe:], False
