@@ -166,7 +166,8 @@ def generation_config(sampling: SamplingParams) -> "openvino_genai.GenerationCon
     config.ignore_eos = True
     config.max_new_tokens = sampling.max_new_tokens
     config.repetition_penalty = sampling.repetition_penalty
-    config.do_sample = sampling.temperature > 0 and sampling.top_p > 0  # else one token is left
+    # else one token is left
+    config.do_sample = sampling.temperature > 0 and sampling.top_p > 0 and sampling.min_p < 1
     if config.do_sample:
         config.temperature = sampling.temperature
         config.rng_seed = random.getrandbits(63) if sampling.seed is None else sampling.seed

@@ -11,18 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
+from fakes import ScriptedEngine
 from transformers import AutoTokenizer
 
-from chat import (
-    CUT,
-    ChatModel,
-    ReplyStats,
-    SamplingParams,
-    TextDecoder,
-    line_markers,
-    split_at_stop,
-    split_each,
-)
+from chat import ChatModel, ReplyStats, SamplingParams
 from config import (
     CHATML_TEMPLATE,
     DEFAULT_MODEL,
@@ -31,63 +23,11 @@ from config import (
     SUPPORTED_MODELS,
     ModelConfig,
 )
+from text_stream import TextDecoder, split_at_stop
+from turn_guard import CUT, line_markers, split_each
 
 ASK = [{"role": "user", "content": "Who are you?"}]
 REPLACEMENT = "\ufffd"
-
-
-class ScriptedEngine:
-    """Plays token ids, then raises `error` if there is one; notes what it was asked and what became of it.
-
-    While `may_compute` is not set, it stays in the token that it is computing.
-    """
-
-    max_requests = 1
-
-    def __init__(self, script: Sequence[int] = (), error=None, max_context=None, end_ids=frozenset()):
-        self.script, self.error = script, error
-        self.max_context, self.end_ids = max_context, end_ids
-        self.prompt = self.sampling = self.prefilled = None
-        self.computed = 0
-        self.closed = False
-        self.computing, self.may_compute = threading.Event(), threading.Event()
-        self.may_compute.set()
-
-    def prefill(self, ids):
-        self.prefilled = ids
-
-    def generate(self, ids, sampling):
-        self.prompt, self.sampling = ids, sampling
-        return ScriptedTokens(self, iter(self.script[: sampling.max_new_tokens]))
-
-
-class ScriptedTokens:
-    """One reply of a ScriptedEngine, which found all but one of the prompt's tokens in its cache."""
-
-    def __init__(self, engine: ScriptedEngine, tokens):
-        self.engine, self.tokens = engine, tokens
-        self.closed = False
-        self.reused_tokens = None
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        if self.closed:
-            raise StopIteration
-        token = next(self.tokens, None)
-        if token is None:
-            if self.engine.error:
-                raise self.engine.error
-            raise StopIteration
-        self.engine.computing.set()
-        assert self.engine.may_compute.wait(timeout=10)
-        self.engine.computed += 1
-        self.reused_tokens = len(self.engine.prompt) - 1
-        return token
-
-    def close(self):
-        self.closed = self.engine.closed = True
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +108,7 @@ def test_a_stop_string_is_found_however_tokens_cut_it(byte_level):
         pieces = ["I", " am.", "\n", *cut_up(STOP, cuts), " And you"]
         chat.engine.script = [token for piece in pieces for token in ids_of(byte_level, piece)]
         stream = chat.stream(ASK)
-        assert "".join(stream) == "I am.\n", cuts
+        assert "".join(stream) == "I am.", cuts
         assert stream.stats.finish_reason == "stop"
 
 
@@ -506,7 +446,7 @@ def test_an_error_in_the_engine_reaches_the_caller(playing, script):
 
 def test_what_the_engine_refuses_is_refused_at_once(playing):
     chat = playing("one")
-    chat.engine.generate = lambda ids, sampling: 1 / 0
+    chat.engine.generate = lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):
         chat.stream(ASK)
 
@@ -583,7 +523,8 @@ def test_the_engine_gets_the_prompt_that_encode_shows(playing):
     ("messages", "reason"),
     [
         ([], "last message must be the user's"),
-        ([*ASK, {"role": "assistant", "content": "A bot."}], "last message must be the user's"),
+        ([{"role": "assistant", "content": "A bot."}], "last message must be the user's"),
+        ([*ASK, {"role": "system", "content": "Be brief."}], "last message must be the user's"),
         ([{"role": "system", "content": "Be brief."}], "last message must be the user's"),
         ([{"role": "human", "content": "Hi"}], "system, user, assistant"),
         ([{"role": None, "content": "Hi"}], "system, user, assistant"),
@@ -958,7 +899,7 @@ def test_a_word_that_marks_turns_gets_a_space(worded):
 
 
 def test_other_templates_have_no_words_that_mark_turns(chat):
-    assert chat._line_markers == []
+    assert chat._prompts._guard.words == ()
 
 
 def test_lines_with_words_before_other_text_are_no_markers():
@@ -1015,20 +956,32 @@ def thinking(tiny_checkpoints) -> Callable[..., ChatModel]:
     return make
 
 
-def test_a_thought_that_the_prompt_opens_is_shown_with_its_beginning(thinking):
+def parts(stream) -> tuple[str, str]:
+    """Thought and answer of a reply."""
+    deltas = list(stream)
+    return tuple("".join(d for d in deltas if d.is_thought == thought) for thought in (True, False))
+
+
+def test_a_thought_that_the_prompt_opens_is_told_from_the_answer(thinking):
     chat = thinking("Hm.\n</think>\n\nYes.")
     assert chat.tokenizer.decode(chat.encode(ASK)).endswith("<think>\n")
-    deltas = list(chat.stream(ASK))
-    assert deltas[0] == "<think>\n"
-    assert "".join(deltas) == "<think>\nHm.\n</think>\n\nYes."
+    stream = chat.stream(ASK)
+    assert parts(stream) == ("Hm.", "Yes.")
+    assert 0 < stream.stats.thought_tokens < stream.stats.new_tokens
+    assert chat.generate(ASK) == "Yes."
+
+
+def test_a_thought_that_the_model_opens_is_told_from_the_answer(playing):
+    stream = playing("<think>\nHm.\n</think>\n\nYes: <think> is a word here.").stream(ASK)
+    assert parts(stream) == ("Hm.", "Yes: <think> is a word here.")
 
 
 def test_an_end_inside_a_thought_ends_the_reply(thinking):
     stream = thinking("Hm. STOP Yes.", stop_strings=("STOP",)).stream(ASK)
-    assert "".join(stream) == "<think>\nHm. "
+    assert parts(stream) == ("Hm.", "")
     assert stream.stats.finish_reason == "stop"
     stream = thinking("Hm.<|endoftext|> Yes.").stream(ASK)
-    assert "".join(stream) == "<think>\nHm."
+    assert parts(stream) == ("Hm.", "")
     assert stream.stats.finish_reason == "stop"
 
 
@@ -1042,6 +995,71 @@ def test_only_the_template_opens_a_thought(chat):
     chat.engine.script = ids_of(chat.tokenizer, "Yes")
     assert chat.generate(say("<think>\n")) == "Yes"
     assert chat.generate(say("<think>")) == "Yes"
+
+
+# What the caller asks for
+
+
+def test_a_stop_text_of_the_request_ends_the_reply_and_is_not_shown(playing):
+    stream = playing("one two three").stream(ASK, SamplingParams(stop="two"))
+    assert "".join(stream) == "one "
+    assert stream.stats.finish_reason == "stop"
+
+
+def test_without_sampling_it_is_the_entry_s_or_else_the_engine_s(byte_level):
+    engine = ScriptedEngine()
+    engine.defaults = SamplingParams(temperature=0.6)
+    entry = ModelConfig("test/model", chat_template=RED_PAJAMA_TEMPLATE)
+    chat = ChatModel(engine, byte_level, entry)
+    list(chat.stream(ASK))
+    assert chat.defaults == engine.sampling == SamplingParams(temperature=0.6)
+    chat = ChatModel(engine, byte_level, replace(entry, sampling={"top_k": 5}))
+    list(chat.stream(ASK))
+    assert chat.defaults == engine.sampling == SamplingParams(top_k=5)
+
+
+def test_the_penalty_spares_the_ends_of_turns_and_what_the_template_writes(chat):
+    list(chat.stream(ASK))
+    prompt = chat.encode(say("x"))
+    assert chat.end_ids <= set(chat.engine.spared)
+    written = {token for token in prompt if token in chat.tokenizer.all_special_ids}
+    assert written <= set(chat.engine.spared)
+    assert ids_of(chat.tokenizer, "Who are you?")[0] not in chat.engine.spared
+
+
+def test_what_page_and_endpoint_use_of_a_chat_is_there(chat, name):
+    assert chat.name == SUPPORTED_MODELS[name].model_id.partition("/")[2]
+    assert chat.system_prompt == SUPPORTED_MODELS[name].system_prompt
+    assert chat.max_requests == 1 and chat.template_options == {} and chat.description == ""
+    assert chat.max_context == SUPPORTED_MODELS[name].max_context
+    chat.close()
+    assert chat.engine.closed
+
+
+# A reply that goes on
+
+
+def test_a_reply_goes_on_where_it_stopped(chat):
+    chat.engine.script = ids_of(chat.tokenizer, " a time, there was")
+    begun = [*ASK, {"role": "assistant", "content": "Once upon"}]
+    prompt = chat.encode(begun)
+    assert chat.tokenizer.decode(prompt).endswith("Once upon")
+    asked = chat.encode(ASK)
+    assert prompt[: len(asked) - 1] == asked[:-1]  # the last token may be one with what follows
+    assert "".join(chat.stream(begun)).lstrip() == "a time, there was"
+
+
+def test_the_space_where_a_reply_goes_on_is_kept(playing, byte_level):
+    chat = playing(ids_of(byte_level, " a time"))
+    if chat.tokenizer is byte_level:
+        assert chat.generate([*ASK, {"role": "assistant", "content": "Once upon"}]) == " a time"
+
+
+def test_a_thought_goes_on_where_it_stopped(thinking):
+    chat = thinking(" yes.\n</think>\n\nYes.")
+    begun = [*ASK, {"role": "assistant", "content": "", "thought": "I think"}]
+    assert chat.tokenizer.decode(chat.encode(begun)).endswith("<think>\nI think")
+    assert parts(chat.stream(begun)) == ("yes.", "Yes.")
 
 
 # A reply that was stopped

@@ -1,4 +1,4 @@
-"""Token ids in, token ids out: the decode loop against Optimum's, the sampling against transformers'.
+"""Token ids in, token ids out: the decode loop against Optimum's, and many requests at a time.
 
 Optimum's forward lends the caller's tensors to OpenVINO, and the CPU plugin writes the inputs of *other*
 infer requests of the same compiled model into them. So every call below is given tensors of its own.
@@ -11,27 +11,21 @@ from itertools import islice
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, Phi3Config
+from transformers import AutoModelForCausalLM, Phi3Config
 
 import conversion
+import engine as engine_module
+import kv_cache
 from conftest import EXACT
-from engine import (
-    PREFILL_CHUNK,
-    OptimumEngine,
-    SamplingParams,
-    candidates,
-    draw,
-    model_limits,
-    next_token_probabilities,
-    shared_prefix,
-)
+from engine import PREFILL_CHUNK, OptimumEngine, shared_prefix
+from model_folder import model_limits, sampling_defaults
+from sampling import SamplingParams
 from tiny_checkpoints import FAMILIES
 
 # The same as in test_conversion, so that what one file converted the other finds.
 NAMES = {"llama": "llama-2-chat-7b", "gpt_neox": "red-pajama-3b-chat", "mpt": "mpt-7b-chat"}
 MODELS = (*FAMILIES, "smollm2")
-GREEDY = SamplingParams(temperature=0, top_k=0, repetition_penalty=1, max_new_tokens=40)
-SAMPLED = SamplingParams(temperature=1, top_k=0, repetition_penalty=1, max_new_tokens=20, seed=1)
+GREEDY = SamplingParams(temperature=0, max_new_tokens=40)
 NEVER = 10**6  # an end token that no model has
 PROMPT = [105, 64, 109, 168, 93, 268, 211, 251, 14, 82, 38, 164]
 
@@ -116,9 +110,9 @@ def test_as_many_tokens_come_as_were_asked_for(llama, count):
 
 
 def test_end_tokens_do_not_end_the_engine(llama):
-    (end,) = llama.end_ids
-    tokens = list(llama.generate([end], SamplingParams(temperature=2, top_k=0, max_new_tokens=400, seed=0)))
-    assert end in tokens[:-1]
+    tokens = list(llama.generate(PROMPT, GREEDY))
+    llama.end_ids = frozenset(tokens)
+    assert list(llama.generate(PROMPT, GREEDY)) == tokens
 
 
 def test_a_prompt_of_one_token_is_enough(llama):
@@ -296,12 +290,67 @@ def test_who_comes_first_is_served_first(llama):
     assert order == [0, 1, 2, 3]
 
 
-def test_two_replies_read_in_turns_by_the_main_thread_are_right(llama):
-    jobs = [(PROMPT, GREEDY), (PROMPT[::-1], SAMPLED), (PROMPT[:3], GREEDY)]
-    alone = [list(llama.generate(*job)) for job in jobs]
-    running = [llama.generate(*job) for job in jobs]
-    together = [[next(request) for request in running] for _ in range(20)]
-    assert [list(tokens) for tokens in zip(*together, strict=True)] == [tokens[:20] for tokens in alone]
+def test_a_second_reply_in_the_same_thread_is_refused_instead_of_waiting_for_ever(llama):
+    first = llama.generate(PROMPT, GREEDY)
+    begun = next(first)
+    second = llama.generate(PROMPT, GREEDY)
+    with pytest.raises(RuntimeError, match="half read"):
+        next(second)
+    assert [begun, *first] == list(llama.generate(PROMPT, GREEDY))
+
+
+def test_a_thread_that_left_a_reply_half_read_is_refused_once_that_stands_still(llama, monkeypatch):
+    monkeypatch.setattr(engine_module, "PATIENCE", 0.05)
+
+    def leave_one_and_ask():
+        first = llama.generate(PROMPT, GREEDY)
+        next(first)
+        try:
+            return next(llama.generate(PROMPT, GREEDY))
+        except RuntimeError as error:
+            return str(error)
+        finally:
+            first.close()
+
+    thread, result = run_in_thread(leave_one_and_ask)
+    thread.join(10)
+    assert "half read" in result[0]
+    assert not llama._line
+
+
+def test_a_reply_that_another_thread_goes_on_with_is_waited_for(llama, monkeypatch):
+    """As in a pool of threads: who read the reply last is not who reads it next."""
+    monkeypatch.setattr(engine_module, "PATIENCE", 0.2)
+    first = llama.generate(PROMPT, GREEDY)
+    started = threading.Event()
+
+    def read_one_then_ask():
+        next(first)
+        started.set()
+        return list(llama.generate(PROMPT, GREEDY))
+
+    asking, result = run_in_thread(read_one_then_ask)
+    started.wait(10)
+    rest = list(first)
+    asking.join(10)
+    assert result[0][1:] == rest
+
+
+def test_a_request_says_that_it_waits_and_how_long_it_did(llama):
+    first = llama.generate(PROMPT, GREEDY)
+    run_in_thread(lambda: next(first))[0].join(10)
+    second = llama.generate(PROMPT, GREEDY)
+    assert not second.waiting
+    thread, _ = run_in_thread(lambda: next(second))
+    while not second.waiting:
+        threading.Event().wait(0.005)
+    first.close()
+    thread.join(10)
+    assert not second.waiting and second.waited > 0
+    second.close()
+    alone = llama.generate(PROMPT, GREEDY)
+    next(alone)
+    assert alone.waited == 0
 
 
 def test_a_reply_that_nobody_reads_any_more_frees_the_engine(llama):
@@ -337,32 +386,51 @@ def test_the_context_length_is_what_the_checkpoint_says(engines):
 
 
 def test_the_context_of_longrope_ends_where_its_frequencies_change():
-    factors = {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
-    config = Phi3Config(
-        max_position_embeddings=131072,
-        original_max_position_embeddings=4096,
-        rope_scaling={"type": "longrope", **factors},
-    )
-    assert model_limits(config, GenerationConfig())[0] == 4096
-    assert model_limits(Phi3Config(max_position_embeddings=8192), GenerationConfig())[0] == 8192
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    assert model_limits({"max_position_embeddings": 131072, "rope_parameters": rope}, {})[0] == 4096
+    old = {"type": "longrope", "short_factor": [1.0]}  # as configurations were written before transformers 5
+    settings = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
+    assert model_limits(settings | {"rope_scaling": old}, {})[0] == 4096
+    default = Phi3Config(max_position_embeddings=131072).to_dict()
+    assert model_limits(default, {})[0] == 131072
+
+
+@pytest.mark.parametrize("name", ["max_position_embeddings", "n_positions", "max_seq_len"])
+def test_the_context_length_has_several_names(name):
+    assert model_limits({name: 77}, {})[0] == 77
+    assert model_limits({"text_config": {name: 77}}, {})[0] == 77
+    assert model_limits({}, {})[0] is None
 
 
 def test_end_ids_are_those_of_the_generation_config(models, engines):
-    assert {name: set(engine.end_ids) for name, engine in engines.items()} == {
-        "llama": {2},
-        "gpt_neox": {0},
-        "mpt": {0, models["mpt"].config.vocab_size - 1},  # <|im_end|> came from the catalogue
-        "smollm2": {2},
-    }
+    for name, engine in engines.items():
+        eos = models[name].generation_config.eos_token_id
+        assert engine.end_ids == frozenset(eos if isinstance(eos, list) else [eos])
 
 
-@pytest.mark.parametrize(("eos", "expected"), [(None, set()), (0, {0}), ([3, 5], {3, 5})], ids=str)
-def test_end_ids_may_be_none_one_or_several(models, monkeypatch, eos, expected):
-    monkeypatch.setattr(models["llama"].generation_config, "eos_token_id", eos)
-    assert OptimumEngine(models["llama"]).end_ids == expected
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        ({"eos_token_id": None}, set()),
+        ({"eos_token_id": 0}, {0}),
+        ({"eos_token_id": [3, 5]}, {3, 5}),
+        ({"bos_token_id": 1}, set()),
+        ({}, {9}),  # without a generation_config.json, config.json says it
+    ],
+    ids=str,
+)
+def test_end_ids_may_be_none_one_or_several(generation, expected):
+    assert model_limits({"eos_token_id": 9}, generation)[1] == expected
 
 
-# Stopping and failing
+def test_sampling_defaults_are_what_the_generation_config_recommends():
+    given = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.1}
+    expected = SamplingParams(temperature=0.6, top_p=0.95, top_k=20, min_p=0.1, repetition_penalty=1.1)
+    assert sampling_defaults(given | {"repetition_penalty": 1.1, "bos_token_id": 1}) == expected
+    assert sampling_defaults({}) == SamplingParams()
+    assert (
+        sampling_defaults({"top_k": -1, "repetition_penalty": 0.9, "temperature": None}) == SamplingParams()
+    )
 
 
 def test_nothing_is_computed_before_the_first_token_is_asked_for(llama, inferences):
@@ -463,182 +531,87 @@ def test_an_error_inside_the_model_reaches_the_caller(llama, monkeypatch):
     assert not llama._line
 
 
-# Sampling
+def test_log_probabilities_are_told_where_they_are_asked_for(llama):
+    stream = llama.generate(PROMPT, SamplingParams(temperature=0, max_new_tokens=3, logprobs=2))
+    tokens = list(stream)
+    assert len(stream.logprobs) == 3
+    for token, (own, best) in zip(tokens, stream.logprobs, strict=True):
+        assert next(iter(best)) == token and best[token] == own <= 0 and len(best) == 2
+    silent = llama.generate(PROMPT, SamplingParams(temperature=0, max_new_tokens=3))
+    list(silent)
+    assert silent.logprobs == []
 
 
-def tokens_of(engine: OptimumEngine, **settings) -> list[int]:
-    sampling = SamplingParams(**{"temperature": 1, "top_k": 0, "max_new_tokens": 12} | settings)
-    return list(engine.generate(PROMPT, sampling))
+def test_the_penalty_spares_what_it_is_told_to(llama):
+    strong = SamplingParams(temperature=0, repetition_penalty=2, max_new_tokens=20)
+    vocabulary = range(1000)
+    spared = list(llama.generate(PROMPT, strong, spared=vocabulary))
+    assert spared == list(llama.generate(PROMPT, SamplingParams(temperature=0, max_new_tokens=20)))
+    assert spared != list(llama.generate(PROMPT, strong))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_seed_repeats(engines, name):
-    assert tokens_of(engines[name], seed=7) == tokens_of(engines[name], seed=7)
+# From a folder
 
 
-def test_two_seeds_differ(llama):
-    assert tokens_of(llama, seed=1) != tokens_of(llama, seed=2)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_engine_made_from_the_folder_gives_the_same_tokens(
+    tiny_checkpoints, tmp_path_factory, engines, family
+):
+    models_dir = tmp_path_factory.getbasetemp() / "models"
+    folder = conversion.prepare_model(NAMES[family], "FP16", models_dir, tiny_checkpoints[family])
+    engine = OptimumEngine.from_folder(folder, ov_config=EXACT)
+    assert list(engine.generate(PROMPT, GREEDY)) == list(engines[family].generate(PROMPT, GREEDY))
+    assert (engine.max_context, engine.end_ids) == (engines[family].max_context, engines[family].end_ids)
+    assert engine.defaults == engines[family].defaults
 
 
-def test_without_a_seed_two_replies_differ(llama):
-    assert tokens_of(llama, temperature=2) != tokens_of(llama, temperature=2)
+def test_what_is_no_folder_and_what_is_no_device_is_said(tiny_checkpoints, tmp_path_factory, tmp_path):
+    with pytest.raises(FileNotFoundError, match="prepare_model"):
+        OptimumEngine.from_folder(tmp_path / "nowhere")
+    models_dir = tmp_path_factory.getbasetemp() / "models"
+    folder = conversion.prepare_model(NAMES["llama"], "FP16", models_dir, tiny_checkpoints["llama"])
+    with pytest.raises(ValueError, match="no OpenVINO device 'TPU'"):
+        OptimumEngine.from_folder(folder, "TPU")
+    with pytest.raises(ValueError, match="OpenVINO cannot load"):
+        OptimumEngine.from_folder(folder, ov_config={"NO_SUCH_PROPERTY": "1"})
 
 
-def test_a_seed_neither_uses_nor_moves_the_global_generator(llama):
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
-    first = torch.rand(1)
-    tokens_of(llama, seed=1)
-    assert torch.equal(torch.cat([first, torch.rand(1)]), expected)
+# The cache's size
 
 
-def test_top_k_of_one_is_greedy(llama):
-    expected = tokens_of(llama, temperature=0)
-    assert [tokens_of(llama, top_k=1, temperature=2, seed=seed) for seed in range(3)] == [expected] * 3
+def test_the_cache_never_grows_past_the_context(models, monkeypatch):
+    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 128)
+    engine = OptimumEngine(models["llama"])
+    assert engine.max_context == 512
+    for length in (100, 300, 500):
+        next(engine.generate([5] * length, GREEDY))
+    assert engine._model.capacity == 512
 
 
-def test_a_tiny_temperature_is_greedy(logits):
-    tokens, probabilities = candidates(logits, [0], SamplingParams(temperature=1e-44, repetition_penalty=1))
-    assert tokens[probabilities.argmax()] == logits.argmax()
-    assert probabilities.max() == 1
+def test_the_cache_shrinks_when_a_long_conversation_is_over(models, monkeypatch):
+    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 32)
+    engine = OptimumEngine(models["llama"])
+    expected = list(engine.generate(PROMPT, GREEDY))
+    next(engine.generate([*PROMPT, *[5] * 400], GREEDY))
+    assert engine._model.capacity >= 400
+    assert list(engine.generate(PROMPT, GREEDY)) == expected
+    assert engine._model.capacity <= 64
 
 
-def test_top_p_of_zero_is_greedy(llama):
-    assert tokens_of(llama, top_p=0, temperature=2) == tokens_of(llama, temperature=0)
+def test_a_cache_for_which_there_is_no_memory_is_refused_and_the_next_request_works(models, monkeypatch):
+    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 32)
+    engine = OptimumEngine(models["llama"])
+    expected = list(engine.generate(PROMPT, GREEDY))
+    with monkeypatch.context() as scarce:
+        scarce.setattr("workspace.available_memory", lambda: 1000)
+        with pytest.raises(OSError, match=r"KV cache of \d+ tokens needs .* new conversation"):
+            next(engine.generate([5] * 300, GREEDY))
+    assert list(engine.generate(PROMPT, GREEDY)) == expected
 
 
-@pytest.fixture(scope="module")
-def logits() -> torch.Tensor:
-    return torch.randn(500, generator=torch.Generator().manual_seed(0)) * 3
-
-
-@pytest.mark.parametrize("temperature", [0.1, 0.7, 1, 2])
-def test_rules_that_are_off_leave_the_softmax_of_the_logits(logits, temperature):
-    off = SamplingParams(temperature=temperature, top_k=0, top_p=1, repetition_penalty=1)
-    expected = torch.softmax(logits / temperature, dim=-1)
-    torch.testing.assert_close(next_token_probabilities(logits, PROMPT, off), expected)
-
-
-def test_top_k_keeps_the_most_probable(logits):
-    sampling = SamplingParams(temperature=1, top_k=5, repetition_penalty=1)
-    kept = next_token_probabilities(logits, PROMPT, sampling).nonzero()[:, 0]
-    assert set(kept.tolist()) == set(logits.topk(5).indices.tolist())
-
-
-def test_top_k_beyond_the_vocabulary_keeps_all(logits):
-    sampling = SamplingParams(temperature=1, top_k=2**62, repetition_penalty=1)
-    assert next_token_probabilities(logits, PROMPT, sampling).count_nonzero() == len(logits)
-
-
-def test_top_p_keeps_the_smallest_set_that_reaches_it():
-    logits = torch.tensor([0.15, 0.5, 0.05, 0.3]).log()
-    sampling = SamplingParams(temperature=1, top_k=0, top_p=0.7, repetition_penalty=1)
-    expected = torch.tensor([0, 0.5 / 0.8, 0, 0.3 / 0.8])
-    torch.testing.assert_close(next_token_probabilities(logits, [0], sampling), expected)
-
-
-def test_the_penalty_makes_used_tokens_less_probable_and_others_not():
-    logits = torch.tensor([2.0, 2.0, -2.0, -2.0])
-    sampling = SamplingParams(temperature=1, top_k=0, repetition_penalty=2)
-    expected = torch.softmax(torch.tensor([1.0, 2.0, -4.0, -2.0]), dim=-1)
-    torch.testing.assert_close(next_token_probabilities(logits, [0, 2, 0], sampling), expected)
-
-
-def test_temperature_zero_is_the_most_probable_token_after_the_penalty():
-    logits = torch.tensor([2.0, 1.9, 0.0])
-    sampling = SamplingParams(temperature=0, repetition_penalty=1.1)
-    assert next_token_probabilities(logits, [0], sampling).tolist() == [0, 1, 0]
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"temperature": 0.7},
-        {"top_k": 20},
-        {"top_p": 0.8},
-        {"repetition_penalty": 1.5},
-        {"temperature": 0.3, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.2},
-        {"temperature": 1.7, "top_k": 100, "top_p": 0.5, "repetition_penalty": 2.0},
-    ],
-    ids=str,
-)
-def test_the_distribution_is_the_one_that_transformers_samples_from(tiny_checkpoints, settings):
-    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoints["llama"], dtype=torch.float32)
-    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0} | settings
-    torch.manual_seed(0)
-    output = model.generate(
-        torch.tensor([PROMPT]),
-        do_sample=True,
-        max_new_tokens=8,
-        eos_token_id=NEVER,
-        pad_token_id=0,
-        output_logits=True,
-        output_scores=True,
-        return_dict_in_generate=True,
-        **settings,
-    )
-    ids = output.sequences[0].tolist()
-    for step, (logits, scores) in enumerate(zip(output.logits, output.scores, strict=True)):
-        ours = next_token_probabilities(logits[0], ids[: len(PROMPT) + step], SamplingParams(**settings))
-        torch.testing.assert_close(ours, torch.softmax(scores[0], dim=-1))
-
-
-def test_draws_follow_the_distribution():
-    generator = torch.Generator().manual_seed(0)
-    probabilities = torch.tensor([0.0, 0.7, 0.0, 0.2, 0.1])
-    draws = torch.tensor([draw(torch.arange(5), probabilities, generator) for _ in range(4000)])
-    found = torch.bincount(draws, minlength=5) / len(draws)
-    assert found[0] == found[2] == 0
-    torch.testing.assert_close(found, probabilities, atol=0.03, rtol=0)
-
-
-# Settings
-
-
-def test_default_settings_are_those_of_the_design():
-    assert SamplingParams() == SamplingParams(
-        temperature=0.1, top_p=1.0, top_k=50, repetition_penalty=1.1, max_new_tokens=256, seed=None
-    )
-
-
-def bad_values() -> list[tuple[str, object]]:
-    wrong_type = (True, "1", None, [1], float("nan"), float("inf"), -float("inf"), 10**5000)
-    outside = {
-        "temperature": (-0.01, 2.01),
-        "top_p": (-0.01, 1.01),
-        "top_k": (-1, 1.0, 2**63),
-        "repetition_penalty": (0.99, 2.01, 0),
-        "max_new_tokens": (0, -1, 1.0, 2**63),
-        "seed": (-1, 1.0, 2**63),
-    }
-    bad = [(field, value) for field, values in outside.items() for value in (*values, *wrong_type)]
-    return [case for case in bad if case != ("seed", None)]
-
-
-@pytest.mark.parametrize(("field", "value"), bad_values(), ids=lambda case: f"{type(case).__name__}")
-def test_a_bad_setting_is_refused_by_name(field, value):
-    with pytest.raises(ValueError, match=rf"^{field} must be "):
-        SamplingParams(**{field: value})
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("temperature", 0),
-        ("temperature", 2.0),
-        ("top_p", 0.0),
-        ("top_p", 1),
-        ("top_k", 0),
-        ("top_k", 2**63 - 1),
-        ("repetition_penalty", 1),
-        ("repetition_penalty", 2),
-        ("max_new_tokens", 1),
-        ("seed", 0),
-        ("seed", 2**63 - 1),
-    ],
-    ids=str,
-)
-def test_the_ends_of_a_range_belong_to_it_and_work(llama, field, value):
-    sampling = SamplingParams(**{"temperature": 1, field: value})
-    assert next(llama.generate(PROMPT, sampling)) >= 0
+def test_a_closed_engine_says_so(models):
+    engine = OptimumEngine(models["llama"])
+    engine.close()
+    engine.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        next(engine.generate(PROMPT, GREEDY))
