@@ -13,23 +13,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from chat_tokenizer import open_tokenizer
 from prompt_formats import CHATML, CONVERSATION, PROMPT_FORMATS, make_tokenizer
 from tiny_checkpoints import FAMILIES
+from tokenizer_check import HARD_TEXTS
 
 ROOT = Path(__file__).parents[1]
-TEXTS = (
-    "",
-    " ",
-    "Hello, world! How are you doing?",
-    " leading and trailing  \n",
-    "\n\n\t tabs\tand\r\nlines\n \n  indented\n",
-    "def f(x):\n    return [i**2 for i in range(10)]  # 12345678901",
-    "I'll, we've, they'd; don't  'quote' ``code``",
-    "naïve café, Straße, ﬁ ligature, e\u0301 combining, Ａ full width",
-    "日本語のテキスト、中文文本，한국어 텍스트, العربية עברית हिन्दी ไทย",
-    "🙂👩‍👩‍👧‍👦🏳️‍🌈 e=mc² ½ ∑ € \u200b\u200d\ufeff \u00a0 \u2028",
-    "<|im_start|>user\nHi<|im_end|>\n<s>[INST] x [/INST]</s><unk><pad>",
-    "<|im_start|> <|im_end|>x<|im_end|>\n  <|endoftext|>",
-    "x" * 300 + "\x00\x01\x7f" + " " * 70,
-)
 MODELS = ("default", *FAMILIES)
 
 
@@ -56,7 +42,7 @@ def change(file: Path, **changes) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_texts_become_the_same_ids(pairs, name):
     ours, theirs = pairs[name]
-    for text in TEXTS:
+    for text in HARD_TEXTS:
         for add in (False, True):
             expected = theirs(text, add_special_tokens=add, verbose=False)["input_ids"]
             assert ours(text, add_special_tokens=add, verbose=False)["input_ids"] == expected
@@ -68,7 +54,7 @@ def test_texts_become_the_same_ids(pairs, name):
 def test_ids_become_the_same_text(pairs, name):
     ours, theirs = pairs[name]
     generator = random.Random(0)
-    sequences = [theirs.encode(text) for text in TEXTS]
+    sequences = [theirs.encode(text) for text in HARD_TEXTS]
     sequences += [[number] for number in generator.sample(range(len(theirs)), 300)]
     sequences += [generator.choices(range(len(theirs) + 3), k=30) for _ in range(100)]
     for ids in sequences:
@@ -289,7 +275,7 @@ def compare(ours, theirs) -> None:
     assert ours.eos_token_id == theirs.eos_token_id
     added = [{n: repr(t) for n, t in one.added_tokens_decoder.items()} for one in (ours, theirs)]
     assert added[0] == added[1]
-    for text in (*TEXTS, "a <pad> b <new> c <newer> d <a><b> Hi"):
+    for text in (*HARD_TEXTS, "a <pad> b <new> c <newer> d <a><b> Hi"):
         ids = ours.encode(text)
         assert ids == theirs.encode(text)
         assert ours.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)

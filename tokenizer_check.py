@@ -1,0 +1,116 @@
+"""The tokenizer that was published is the one that is used: others are compared with tokenizer.json.
+
+Knows that transformers rebuilds a tokenizer after the class that a checkpoint is labelled with, rightly or
+not, and that OpenVINO translates it into a graph. Refuses to know models and chats.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chat_tokenizer import TOKENIZER_FILE, ChatTokenizer, open_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+HARD_TEXTS = (
+    "",
+    " ",
+    "Hello, world! How are you doing?",
+    "  leading and trailing  \n",
+    "\n\n\t tabs\tand\r\nlines\n \n  indented\n",
+    "def f(x):\n    return [i**2 for i in range(10)]  # 12345678901 3.14",
+    "I'll, we've, they'd; DON'T  'quote' ``code`` snake_case CamelCase",
+    "naïve café, Straße, ﬁ ligature, e\u0301 combining, Ａ full width, İstanbul",
+    "日本語のテキスト、中文文本，한국어 텍스트, العربية עברית हिन्दी ไทย",
+    "🙂👩‍👩‍👧‍👦🏳️‍🌈 e=mc² ½ ∑ € ▁ Ġ \u200b\u200d\ufeff \u00a0 \u2028",
+    "<s>[INST] x [/INST] y </s><unk><pad><|im_start|>user\nHi<|im_end|>\n<think>",
+    "x" * 300 + "\x00\x01\x7f" + " " * 70,
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a tokenizer makes of a text (ids) or of ids (a text), and what it should make of it."""
+
+    given: str | list[int]
+    expected: list[int] | str
+    found: list[int] | str
+
+    def __str__(self) -> str:
+        return f"{self.given!r:.100} becomes {self.found!r:.200} instead of {self.expected!r:.200}"
+
+
+class GraphTokenizer:
+    """The tokenizer and detokenizer graphs of a folder, run by OpenVINO."""
+
+    def __init__(self, folder: str | Path):
+        import openvino_genai
+
+        self._pipeline = openvino_genai.Tokenizer(str(folder))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The token ids of a text."""
+        return self._pipeline.encode(text, add_special_tokens=add_special_tokens).input_ids.data[0].tolist()
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of token ids."""
+        return self._pipeline.decode(ids, skip_special_tokens=skip_special_tokens)
+
+
+def differences(
+    published: ChatTokenizer, other: "ChatTokenizer | GraphTokenizer | PreTrainedTokenizerBase"
+) -> list[Difference]:
+    """Where a tokenizer differs from the published one, on texts that tokenizers stumble over.
+
+    These are `HARD_TEXTS` and the published one's own added tokens, with and without the tokens that are put
+    around every text; and their ids, as text with and without special tokens.
+    """
+    added = [token.content for token in published.added_tokens_decoder.values()]
+    found = []
+    for text in (*HARD_TEXTS, "".join(added), " x ".join(added)):
+        for add in (False, True):
+            ids = published.encode(text, add_special_tokens=add)
+            other_ids = other.encode(text, add_special_tokens=add)
+            if other_ids != ids:
+                found.append(Difference(text, ids, other_ids))
+        for skip in (False, True):
+            decoded = published.decode(ids, skip_special_tokens=skip)
+            other_decoded = other.decode(ids, skip_special_tokens=skip)
+            if other_decoded != decoded:
+                found.append(Difference(ids, decoded, other_decoded))
+    return found
+
+
+def read_tokenizer(folder: str | Path, config: "PretrainedConfig | None" = None) -> "PreTrainedTokenizerBase":
+    """A folder's tokenizer in transformers, with the same ids and texts as its tokenizer.json.
+
+    The class that a checkpoint is labelled with may make another tokenizer of it; then the file wins. Without
+    a tokenizer.json the class makes one from what is there.
+
+    Args:
+        config: the model's configuration, where that in the folder is none that transformers accepts.
+
+    Raises:
+        ValueError: transformers reads tokenizer.json otherwise than it is written, whatever the class.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    labelled = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+    file = Path(folder) / TOKENIZER_FILE
+    if not file.is_file():
+        return labelled
+    published = open_tokenizer(folder)
+    if labelled.backend_tokenizer.to_str() == published.backend_tokenizer.to_str():
+        return labelled
+    # Some names may stand in no file, but only in the class; and some of these are of other vocabularies.
+    vocabulary = published.get_vocab()
+    names = {name: token for name, token in labelled.special_tokens_map.items() if token in vocabulary}
+    plain = PreTrainedTokenizerFast.from_pretrained(folder, **names)
+    if wrong := differences(published, plain):
+        raise ValueError(
+            f"transformers does not read {file} as it is written: {wrong[0]}. "
+            "The model would read other texts than it was trained on; try another version of transformers."
+        )
+    return plain
