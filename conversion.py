@@ -4,6 +4,7 @@ Knows the order of the work, and puts the tokenizer beside the model. Refuses to
 from (`model_source`), how an architecture is exported (`routes`) and what is done with the model afterwards.
 """
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
+from chat_tokenizer import open_tokenizer
 from checkpoint import (
     Weights,
     disk_for,
@@ -34,10 +36,13 @@ from model_folder import (
 from model_source import checkpoint_revision, fetch_weights, find_checkpoint
 from quiet import quiet_libraries
 from routes import route_of
+from tokenizer_check import graph_differences, read_tokenizer
 from workspace import PARTIAL, check_disk, check_memory, exclusive, show_progress, written_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 __all__ = ["FOLDER_NAMES", "load_model", "model_folder", "prepare_model", "prepare_models"]
 
@@ -206,11 +211,11 @@ def export_fp16(checkpoint_folder: Path, output: Path, config: ModelConfig) -> N
 
 def _convert_tokenizer(checkpoint_folder: Path, output: Path, config: ModelConfig) -> None:
     """Put a checkpoint's tokenizer beside its IR, with the catalogue's template and end tokens."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     # The configuration as it was converted: transformers may not accept the checkpoint's own.
     own = AutoConfig.from_pretrained(output, trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint_folder, config=own, trust_remote_code=False)
+    tokenizer = read_tokenizer(checkpoint_folder, own)
     if config.chat_template:
         tokenizer.chat_template = config.chat_template
     _save_tokenizer(tokenizer, output)
@@ -218,7 +223,10 @@ def _convert_tokenizer(checkpoint_folder: Path, output: Path, config: ModelConfi
 
 
 def _save_tokenizer(tokenizer: "PreTrainedTokenizerBase", output: Path) -> None:
-    """The tokenizer twice: for transformers, and as IR for runtimes without Python."""
+    """The tokenizer twice: for us and transformers, and as IR for runtimes without Python.
+
+    No IR is better than one that reads other texts than the model was trained on.
+    """
     import openvino
     from openvino_tokenizers import convert_tokenizer
 
@@ -226,6 +234,9 @@ def _save_tokenizer(tokenizer: "PreTrainedTokenizerBase", output: Path) -> None:
     tokenizer.save_pretrained(output)
     _unite_digit_split(tokenizer)
     tokenizer_model, detokenizer_model = convert_tokenizer(tokenizer, with_detokenizer=True)
+    if wrong := graph_differences(open_tokenizer(output), tokenizer_model, detokenizer_model):
+        log.warning("The tokenizer is not written as IR, since that is not the same: there %s.", wrong[0])
+        return
     openvino.save_model(tokenizer_model, output / "openvino_tokenizer.xml")
     openvino.save_model(detokenizer_model, output / "openvino_detokenizer.xml")
 

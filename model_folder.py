@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sampling import OPTIONS, SamplingParams
+from tokenizer_check import read_tokenizer
 from tuning import fastest_properties
 from workspace import show_progress
 
@@ -136,12 +137,12 @@ def load_model(
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the folder is incomplete or damaged, or this machine has no such device.
+        ValueError: the folder is incomplete or damaged, this machine has no such device, or transformers
+            cannot read the tokenizer as it is written.
     """
     folder = check_folder(folder)
 
     import openvino
-    from transformers import AutoTokenizer
 
     from routes import route_of
 
@@ -159,8 +160,7 @@ def load_model(
             )
     except RuntimeError as error:
         raise ValueError(f"OpenVINO cannot load {folder} on {device}: {error}") from error
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return model, tokenizer
+    return model, read_tokenizer(folder)
 
 
 def read_json(file: Path) -> dict:

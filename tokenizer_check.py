@@ -4,14 +4,16 @@ Knows that transformers rebuilds a tokenizer after the class that a checkpoint i
 not, and that OpenVINO translates it into a graph. Refuses to know models and chats.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chat_tokenizer import TOKENIZER_FILE, ChatTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
+    import openvino
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 HARD_TEXTS = (
@@ -21,6 +23,7 @@ HARD_TEXTS = (
     "  leading and trailing  \n",
     "\n\n\t tabs\tand\r\nlines\n \n  indented\n",
     "def f(x):\n    return [i**2 for i in range(10)]  # 12345678901 3.14",
+    "1. one\n2.  two\n   3 three\n10) 4  5",
     "I'll, we've, they'd; DON'T  'quote' ``code`` snake_case CamelCase",
     "naïve café, Straße, ﬁ ligature, e\u0301 combining, Ａ full width, İstanbul",
     "日本語のテキスト、中文文本，한국어 텍스트, العربية עברית हिन्दी ไทย",
@@ -42,45 +45,66 @@ class Difference:
         return f"{self.given!r:.100} becomes {self.found!r:.200} instead of {self.expected!r:.200}"
 
 
-class GraphTokenizer:
-    """The tokenizer and detokenizer graphs of a folder, run by OpenVINO."""
-
-    def __init__(self, folder: str | Path):
-        import openvino_genai
-
-        self._pipeline = openvino_genai.Tokenizer(str(folder))
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The token ids of a text."""
-        return self._pipeline.encode(text, add_special_tokens=add_special_tokens).input_ids.data[0].tolist()
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """The text of token ids."""
-        return self._pipeline.decode(ids, skip_special_tokens=skip_special_tokens)
-
-
 def differences(
-    published: ChatTokenizer, other: "ChatTokenizer | GraphTokenizer | PreTrainedTokenizerBase"
+    published: ChatTokenizer, other: "ChatTokenizer | PreTrainedTokenizerBase"
 ) -> list[Difference]:
     """Where a tokenizer differs from the published one, on texts that tokenizers stumble over.
 
-    These are `HARD_TEXTS` and the published one's own added tokens, with and without the tokens that are put
-    around every text; and their ids, as text with and without special tokens.
+    These are `HARD_TEXTS` and the published one's own added tokens, without and with the tokens that are put
+    around every text; and their ids as text.
+    """
+    readings = (
+        _compare(
+            published,
+            special,
+            partial(other.encode, add_special_tokens=special),
+            partial(other.decode, skip_special_tokens=special),
+        )
+        for special in (False, True)
+    )
+    return [difference for reading in readings for difference in reading]
+
+
+def graph_differences(
+    published: ChatTokenizer, tokenizer: "openvino.Model", detokenizer: "openvino.Model"
+) -> list[Difference]:
+    """The same for a tokenizer and a detokenizer that openvino_tokenizers made."""
+    import numpy as np
+    import openvino
+    import openvino_tokenizers  # noqa: F401  (gives its operations to every Core)
+
+    core = openvino.Core()
+    to_ids, to_text = (core.compile_model(graph, "CPU") for graph in (tokenizer, detokenizer))
+
+    def encode(text: str) -> list[int]:
+        return to_ids([text])["input_ids"][0].tolist()
+
+    def decode(ids: list[int]) -> str:
+        return str(to_text([np.array([ids], np.int64)])["string_output"][0])
+
+    return list(_compare(published, True, encode, decode))
+
+
+def _compare(
+    published: ChatTokenizer,
+    special: bool,
+    encode: Callable[[str], list[int]],
+    decode: Callable[[list[int]], str],
+) -> Iterator[Difference]:
+    """What two functions make otherwise than the published tokenizer.
+
+    Args:
+        special: ids have the tokens that are put around every text, and are decoded without special tokens;
+            else neither.
     """
     added = [token.content for token in published.added_tokens_decoder.values()]
-    found = []
     for text in (*HARD_TEXTS, "".join(added), " x ".join(added)):
-        for add in (False, True):
-            ids = published.encode(text, add_special_tokens=add)
-            other_ids = other.encode(text, add_special_tokens=add)
-            if other_ids != ids:
-                found.append(Difference(text, ids, other_ids))
-        for skip in (False, True):
-            decoded = published.decode(ids, skip_special_tokens=skip)
-            other_decoded = other.decode(ids, skip_special_tokens=skip)
-            if other_decoded != decoded:
-                found.append(Difference(ids, decoded, other_decoded))
-    return found
+        ids = published.encode(text, add_special_tokens=special)
+        if (found := encode(text)) != ids:
+            yield Difference(text, ids, found)
+        decoded = published.decode(ids, skip_special_tokens=special)
+        if (found := decode(ids)) != decoded:
+            yield Difference(ids, decoded, found)
 
 
 def read_tokenizer(folder: str | Path, config: "PretrainedConfig | None" = None) -> "PreTrainedTokenizerBase":

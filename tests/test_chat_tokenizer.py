@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from chat_tokenizer import open_tokenizer
+from prompt import PromptWriter
 from prompt_formats import CHATML, CONVERSATION, PROMPT_FORMATS, make_tokenizer
 from tiny_checkpoints import FAMILIES
 from tokenizer_check import HARD_TEXTS
@@ -110,6 +111,15 @@ def test_prompt_formats_of_families(tmp_path, name):
     whole = [*prompt_format.conversation, {"role": "assistant", "content": "I am."}]
     options["add_generation_prompt"] = False
     assert ours.apply_chat_template(whole, **options) == theirs.apply_chat_template(whole, **options)
+
+
+@pytest.mark.parametrize("name", PROMPT_FORMATS)
+def test_a_chat_takes_either_tokenizer(tmp_path, name):
+    prompt_format = PROMPT_FORMATS[name]
+    ours, theirs = (PromptWriter(each, name) for each in saved_pair(make_tokenizer(prompt_format), tmp_path))
+    for attribute in ("end_ids", "stop_strings", "template_ids", "reasoning", "options"):
+        assert getattr(ours, attribute) == getattr(theirs, attribute)
+    assert ours.write(prompt_format.conversation) == theirs.write(prompt_format.conversation)
 
 
 @pytest.mark.parametrize("name", PROMPT_FORMATS)
@@ -333,17 +343,35 @@ def test_spaces_are_never_cleaned_up(pairs):
         pairs["default"][0].decode([1], clean_up_tokenization_spaces=True)
 
 
+def imported_by(code: str, folder: Path) -> str:
+    """Which of the heavy packages are in a new process after the code, which finds the folder in `folder`."""
+    heavy = ["torch", "transformers", "optimum", "nncf", "sklearn", "pandas", "scipy", "huggingface_hub"]
+    code = f"import sys\nfolder = {str(folder)!r}\n{code}\nprint(sorted({set(heavy)} & sys.modules.keys()))"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
 def test_nothing_heavy_is_imported(smollm2_folder):
-    code = f"""
-import sys
+    code = """
 from chat_tokenizer import open_tokenizer
-tokenizer = open_tokenizer({str(smollm2_folder)!r})
-messages = [{{"role": "user", "content": "Hi"}}]
-assert tokenizer.apply_chat_template(messages)["input_ids"]
-heavy = {{"torch", "transformers", "numpy", "huggingface_hub", "openvino", "optimum"}}
-print(sorted(heavy & sys.modules.keys()))
+tokenizer = open_tokenizer(folder)
+assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}])["input_ids"]
+assert "numpy" not in sys.modules and "openvino" not in sys.modules
 """
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+    assert imported_by(code, smollm2_folder) == "[]"
+
+
+@pytest.mark.slow
+def test_a_chat_on_a_finished_folder_imports_nothing_heavy(smollm2_folder):
+    code = """
+from chat import ChatModel, SamplingParams
+from chat_tokenizer import open_tokenizer
+from config import DEFAULT_MODEL, SUPPORTED_MODELS
+from engine import OptimumEngine
+engine = OptimumEngine.from_folder(folder)
+chat = ChatModel(engine, open_tokenizer(folder), SUPPORTED_MODELS[DEFAULT_MODEL])
+assert chat.generate([{"role": "user", "content": "Hi"}], SamplingParams(temperature=0, max_new_tokens=4))
+"""
+    assert imported_by(code, smollm2_folder) == "[]"

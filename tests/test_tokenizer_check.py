@@ -1,34 +1,39 @@
 """What is in tokenizer.json is what is used, whatever class a checkpoint is labelled with."""
 
 import json
+from pathlib import Path
 
-import openvino
 import pytest
 from openvino_tokenizers import convert_tokenizer
 from tokenizers import normalizers, pre_tokenizers
-from transformers import AutoTokenizer, LlamaConfig
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+import conversion
 import tokenizer_check
 from chat_tokenizer import open_tokenizer
+from config import ModelConfig
+from prompt import PromptWriter
 from prompt_formats import CONVERSATION, PROMPT_FORMATS, make_tokenizer
 from tiny_checkpoints import FAMILIES
-from tokenizer_check import GraphTokenizer, differences, read_tokenizer
+from tokenizer_check import Difference, differences, graph_differences, read_tokenizer
 
 LLAMA = LlamaConfig()
 
 
-def labelled(folder, label: str, tokenizer=None, **changes):
-    """A folder with a byte-level tokenizer that is labelled with a class."""
-    (tokenizer or make_tokenizer(PROMPT_FORMATS["deepseek-r1"])).save_pretrained(folder)
+def label(folder: Path, name: str, **changes) -> None:
+    """Label a tokenizer with a class."""
     file = folder / "tokenizer_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": label} | changes
+    settings = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": name} | changes
     file.write_text(json.dumps(settings), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture
 def mislabelled(tmp_path):
-    return labelled(tmp_path / "mislabelled", "LlamaTokenizerFast", legacy=True, add_bos_token=True)
+    """A folder with a byte-level tokenizer that is labelled as a SentencePiece one."""
+    folder = tmp_path / "mislabelled"
+    make_tokenizer(PROMPT_FORMATS["deepseek-r1"]).save_pretrained(folder)
+    label(folder, "LlamaTokenizerFast", legacy=True, add_bos_token=True)
+    return folder
 
 
 def test_a_wrong_label_makes_another_tokenizer(mislabelled):
@@ -62,11 +67,11 @@ def test_another_expression_for_words_is_noticed(tmp_path):
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    folder = labelled(tmp_path, "GPTNeoXTokenizer", tokenizer)
-    read = read_tokenizer(folder)
+    tokenizer.save_pretrained(tmp_path)
+    label(tmp_path, "GPTNeoXTokenizer")
     expected = str(tokenizer.backend_tokenizer.pre_tokenizer)
-    assert str(AutoTokenizer.from_pretrained(folder).backend_tokenizer.pre_tokenizer) != expected
-    assert str(read.backend_tokenizer.pre_tokenizer) == expected
+    assert str(AutoTokenizer.from_pretrained(tmp_path).backend_tokenizer.pre_tokenizer) != expected
+    assert str(read_tokenizer(tmp_path).backend_tokenizer.pre_tokenizer) == expected
 
 
 def test_the_class_gives_names_that_stand_in_no_file(tmp_path):
@@ -84,7 +89,7 @@ def test_a_rightly_labelled_tokenizer_is_that_of_its_class(tiny_checkpoints, fam
 
 
 def test_what_transformers_cannot_read_is_refused(mislabelled, monkeypatch):
-    wrong = [tokenizer_check.Difference("a", [1], [2])]
+    wrong = [Difference("a", [1], [2])]
     monkeypatch.setattr(tokenizer_check, "differences", lambda *_: wrong)
     with pytest.raises(
         ValueError, match=r"tokenizer.json as it is written: 'a' becomes \[2\] instead of \[1\]"
@@ -92,24 +97,72 @@ def test_what_transformers_cannot_read_is_refused(mislabelled, monkeypatch):
         read_tokenizer(mislabelled, LLAMA)
 
 
-def save_graphs(tokenizer, folder):
-    graphs = convert_tokenizer(tokenizer, with_detokenizer=True)
-    for name, graph in zip(("openvino_tokenizer", "openvino_detokenizer"), graphs, strict=True):
-        openvino.save_model(graph, folder / f"{name}.xml")
-
-
 @pytest.mark.parametrize("name", ["chatml", "llama-3", "deepseek-r1", "harmony"])
 def test_graphs_of_a_tokenizer_are_compared(tmp_path, name):
     tokenizer = make_tokenizer(PROMPT_FORMATS[name])
     tokenizer.save_pretrained(tmp_path)
-    save_graphs(tokenizer, tmp_path)
-    assert differences(open_tokenizer(tmp_path), GraphTokenizer(tmp_path)) == []
+    graphs = convert_tokenizer(tokenizer, with_detokenizer=True)
+    assert graph_differences(open_tokenizer(tmp_path), *graphs) == []
 
 
 def test_a_graph_of_another_tokenizer_is_noticed(tmp_path):
     tokenizer = make_tokenizer(PROMPT_FORMATS["chatml"])
     tokenizer.save_pretrained(tmp_path)
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
-    save_graphs(tokenizer, tmp_path)
-    found = differences(open_tokenizer(tmp_path), GraphTokenizer(tmp_path))
-    assert [difference.given for difference in found][:2] == ["Hello, world! How are you doing?"] * 2
+    graphs = convert_tokenizer(tokenizer, with_detokenizer=True)
+    found = graph_differences(open_tokenizer(tmp_path), *graphs)
+    assert found[0].given == "Hello, world! How are you doing?"
+
+
+def test_a_detokenizer_of_another_tokenizer_is_noticed(tmp_path):
+    tokenizer = make_tokenizer(PROMPT_FORMATS["chatml"])
+    tokenizer.save_pretrained(tmp_path)
+    graph, _ = convert_tokenizer(tokenizer, with_detokenizer=True)
+    _, other = convert_tokenizer(tokenizer, with_detokenizer=True, skip_special_tokens=False)
+    found = graph_differences(open_tokenizer(tmp_path), graph, other)
+    assert found and all(isinstance(difference.found, str) for difference in found)
+
+
+# In the folders that are made and loaded
+
+
+def test_a_mislabelled_tokenizer_is_written_as_it_was_published(mislabelled, tmp_path):
+    output = tmp_path / "output"
+    LLAMA.save_pretrained(output)
+    conversion._convert_tokenizer(mislabelled, output, ModelConfig("test/model"))
+    assert differences(open_tokenizer(mislabelled), open_tokenizer(output)) == []
+    assert (output / "openvino_tokenizer.xml").is_file()
+    assert (output / "openvino_detokenizer.xml").is_file()
+
+
+def test_a_graph_that_differs_is_not_written(mislabelled, tmp_path, monkeypatch, caplog):
+    wrong = [Difference("a", [1], [2])]
+    monkeypatch.setattr(conversion, "graph_differences", lambda *_: wrong)
+    conversion._save_tokenizer(read_tokenizer(mislabelled, LLAMA), tmp_path / "output")
+    written = {file.name for file in (tmp_path / "output").iterdir()}
+    assert written == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert "'a' becomes [2] instead of [1]" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_mislabelled_checkpoint_is_chatted_with_in_its_own_tokens(mislabelled, tmp_path):
+    published = open_tokenizer(mislabelled)
+    config = LlamaConfig(
+        vocab_size=len(published),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        bos_token_id=published.bos_token_id,
+        eos_token_id=published.eos_token_id,
+    )
+    LlamaForCausalLM(config).half().save_pretrained(mislabelled)
+    folder = conversion.prepare_model(str(mislabelled), "FP16", tmp_path / "models")
+    (folder / "conversion.json").unlink()  # a folder that others have made, with the wrong label
+    label(folder, "LlamaTokenizerFast")
+    _, tokenizer = conversion.load_model(folder)
+    assert differences(published, tokenizer) == []
+    expected = published.encode(PROMPT_FORMATS["deepseek-r1"].expected, add_special_tokens=False)
+    for each in (tokenizer, open_tokenizer(folder)):
+        prompt = PromptWriter(each, "test").write(CONVERSATION)
+        assert prompt.ids == expected
