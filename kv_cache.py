@@ -8,7 +8,7 @@ Two forms of the same model have the same two methods, `cut` and `infer`:
 `PagedModel` computes attention over a cache of blocks that belongs to us (Kwon et al., "Efficient Memory
 Management for Large Language Model Serving with PagedAttention", arXiv 2309.06180). How much of the cache is
 valid is a number given with each call, so cutting costs nothing. A small model is compiled twice: for prompts
-of any length, and for one token.
+of any length, and then, while that is at work already, for one token.
 
 `StatefulModel` is the graph as it was exported, with the cache in variables inside it, for the few models and
 devices that have no paged form.
@@ -16,6 +16,7 @@ devices that have no paged form.
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import openvino
@@ -77,14 +78,30 @@ class PagedModel:
         self._block_size = ports["value_cache.0"].get_partial_shape()[2].get_length()
         self._longest = math.inf if max_context is None else max_context
         self._capacity = 0
-        self._one_token = None
+        self._one_token: OneTokenRequest | None = None
+        self._coming: Future[OneTokenRequest] | None = None
         if device == "CPU" and weight_bytes(graph) <= SMALL_MODEL:
-            self._one_token = OneTokenRequest(graph, properties)
+            beside = ThreadPoolExecutor(1, "compile for one token")
+            self._coming = beside.submit(OneTokenRequest, graph, properties)
+            beside.shutdown(wait=False)
 
     @property
     def capacity(self) -> int:
         """How many tokens the cache has room for."""
         return self._capacity
+
+    def settle(self) -> None:
+        """Wait until nothing is being compiled any more."""
+        if self._coming:
+            self._coming.result()
+            self._take_over()
+
+    def _take_over(self) -> None:
+        """From the next single token on, use the form for one token, if it is there."""
+        if self._coming and self._coming.done():
+            self._one_token, self._coming = self._coming.result(), None
+            for name in ("block_indices", *self._cache_ports) if self._capacity else ():
+                self._one_token.request.set_tensor(name, self._request.get_tensor(name))
 
     def cut(self, wanted: int, coming: int) -> int:
         """Forget all but the first `wanted` cached tokens; returns how many could be kept.
@@ -115,6 +132,7 @@ class PagedModel:
         if total > self._capacity:
             self._reserve(max(total, min(max(2 * self._capacity, FIRST_CAPACITY), self._longest)), past)
         blocks = -(-total // self._block_size)
+        self._take_over()
         if self._one_token and len(new_ids) == 1:
             return self._one_token.infer(new_ids[0], past, blocks)
         inputs = {

@@ -1,6 +1,7 @@
 """The two forms of a forward pass give the same logits, whatever was cached, cut or computed in one go."""
 
 import random
+import threading
 
 import numpy as np
 import openvino
@@ -42,8 +43,10 @@ def size(request, monkeypatch):
 
 
 def paged_form(model) -> PagedModel:
-    """The paged form of an OVModelForCausalLM."""
-    return PagedModel(model.model, model._device, model.ov_config)
+    """The paged form of an OVModelForCausalLM, with all that belongs to it."""
+    paged = PagedModel(model.model, model._device, model.ov_config)
+    paged.settle()
+    return paged
 
 
 def stateful_form(model) -> StatefulModel:
@@ -189,6 +192,27 @@ def test_a_large_model_is_compiled_once(models, monkeypatch):
     for limit, twice in ((weights * 2, True), (weights / 2, False)):
         monkeypatch.setattr(kv_cache, "SMALL_MODEL", limit)
         assert (paged_form(models["llama"])._one_token is not None) == twice
+
+
+def test_the_form_for_one_token_takes_over_between_two_tokens(models, monkeypatch):
+    may_compile = threading.Event()
+    compile_one = kv_cache.OneTokenRequest
+
+    def waiting(*arguments):
+        may_compile.wait(30)
+        return compile_one(*arguments)
+
+    monkeypatch.setattr(kv_cache, "OneTokenRequest", waiting)
+    given = models["llama"]
+    paged, stateful = PagedModel(given.model, given._device, given.ov_config), stateful_form(given)
+    for past in range(12):
+        if past == 6:
+            assert paged._one_token is None
+            may_compile.set()
+            paged.settle()
+            assert paged._one_token is not None
+        new = IDS[past : past + 1]
+        assert_close(paged.infer(new, past), stateful.infer(new, past), atol=1e-4)
 
 
 def test_the_stateful_form_keeps_all_or_nothing(models):

@@ -1,0 +1,121 @@
+"""A model's name, its options on a command line, and the chat they describe.
+
+Knows the options that every command of this project has, and the shortest way from a finished folder to an
+answer: without torch and transformers, engine and tokenizer side by side. Refuses to know who chats with it.
+"""
+
+import argparse
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from config import DEFAULT_MODEL, get_model_config
+from sampling import OPTIONS, SamplingParams
+
+if TYPE_CHECKING:
+    from chat import ChatModel
+
+PRECISIONS = ("FP16", "INT8", "INT4")
+ENGINES = ("optimum", "genai")
+
+
+def add_model_options(parser: argparse.ArgumentParser, engine: str) -> None:
+    """Let a command choose a model, its weights, how it runs and how it is sampled.
+
+    Args:
+        engine: the default, "optimum" or "genai".
+    """
+    parser.add_argument(
+        "--model",
+        default=os.environ.get("LLM_CHATBOT_MODEL", DEFAULT_MODEL),
+        help="a catalogue name, a Hugging Face Hub id or a local folder (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        default=os.environ.get("LLM_CHATBOT_CHECKPOINT"),
+        help="a Hub id or a local folder to use instead of the model's own weights",
+    )
+    parser.add_argument("--precision", type=str.upper, default="INT8", choices=PRECISIONS)
+    parser.add_argument(
+        "--device",
+        type=str.upper,
+        default="CPU",
+        help="an OpenVINO device, or AUTO (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--engine",
+        default=engine,
+        choices=ENGINES,
+        help="optimum answers one question at a time, genai (OpenVINO GenAI) several (default: %(default)s)",
+    )
+    group = parser.add_argument_group("sampling", "what an answer gets for which nothing else is asked")
+    for option in OPTIONS.values():
+        if option.name != "logprobs":
+            group.add_argument(
+                f"--{option.name.replace('_', '-')}",
+                type=str if option.kind is tuple else option.kind,
+                action="append" if option.kind is tuple else "store",
+                help=option.help,
+            )
+
+
+def open_chat(options: argparse.Namespace) -> "ChatModel":
+    """The chat that the options of `add_model_options` describe; converted first if need be.
+
+    Raises:
+        OSError, ValueError: in words for whoever typed the command.
+    """
+    import conversion
+
+    if options.engine == "genai" and find_spec("openvino_genai") is None:
+        raise ValueError(
+            f"--engine genai needs OpenVINO GenAI: {sys.executable} -m pip install openvino-genai"
+        )
+    given = {name: getattr(options, name) for name in OPTIONS if getattr(options, name, None) is not None}
+    SamplingParams(**given)  # a bad value is told before any work
+    models_dir = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR", "models")).expanduser()
+    folder = conversion.prepare_model(options.model, options.precision, models_dir, options.checkpoint)
+    chat = chat_on_folder(folder, options.model, options.precision, options.device, options.engine)
+    chat.defaults = replace(chat.defaults, **given)
+    return chat
+
+
+def chat_on_folder(
+    folder: Path, model: str, precision: str = "INT8", device: str = "CPU", engine: str = "optimum"
+) -> "ChatModel":
+    """A chat on a converted folder.
+
+    Args:
+        model: the name under which the folder was made.
+        precision, device: of folder and engine, for the description.
+
+    Raises:
+        OSError, ValueError: see `model_folder.check_folder`; or OpenVINO cannot run the model.
+    """
+    from chat import ChatModel
+    from chat_tokenizer import open_tokenizer
+
+    with ThreadPoolExecutor(1) as beside:
+        tokenizer = beside.submit(open_tokenizer, folder)
+        try:
+            if engine == "genai":
+                from genai_engine import GenAIEngine
+
+                running, title = GenAIEngine(folder, device), "OpenVINO GenAI"
+            else:
+                from engine import OptimumEngine
+
+                running, title = OptimumEngine.from_folder(folder, device), "one question at a time"
+            return ChatModel(
+                running, tokenizer.result(), get_model_config(model), f"{precision} on {device}, {title}"
+            )
+        except RuntimeError as error:  # all that OpenVINO raises, in its own words
+            raise ValueError(
+                f"OpenVINO cannot run {model} at {precision} on {device}: {str(error).strip()}\n"
+                "Choose another --device, --precision or --engine. If this one worked before, delete the "
+                f"folder {folder}: it will be converted again."
+            ) from error
