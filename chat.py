@@ -135,7 +135,7 @@ class ChatModel:
 
     Args:
         model: an OVModelForCausalLM, or an `engine.Engine`.
-        tokenizer: a fast tokenizer.
+        tokenizer: of `chat_tokenizer.open_tokenizer`, or a fast one of transformers.
         config: the catalogue entry.
         description: how the model runs, in a few words.
 

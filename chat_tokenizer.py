@@ -17,6 +17,19 @@ from chat_templates import read_chat_templates, read_text, template_environment
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# What transformers' apply_chat_template understands besides; templates would be given it in silence.
+NOT_OFFERED = frozenset(
+    (
+        "continue_final_message",
+        "max_length",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "tokenizer_kwargs",
+        "truncation",
+    )
+)
 
 
 class ChatTokenizer:
@@ -129,7 +142,10 @@ class ChatTokenizer:
         Raises:
             jinja2.TemplateError: the template is no Jinja, or it refuses the conversation.
             ValueError: there is no such template.
+            TypeError: an argument that only transformers' tokenizers have.
         """
+        if wrong := NOT_OFFERED & variables.keys():
+            raise TypeError(f"apply_chat_template has no argument {', '.join(sorted(wrong))} here.")
         text = self.chat_template if chat_template is None else chat_template
         if text is None:
             names = f" (only {', '.join(sorted(self.chat_templates))})" if self.chat_templates else ""

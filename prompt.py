@@ -50,7 +50,7 @@ class PromptWriter:
     """Writes the prompts of one model.
 
     Args:
-        tokenizer: a fast tokenizer.
+        tokenizer: of `chat_tokenizer.open_tokenizer`, or a fast one of transformers.
         name: the model's, for error messages.
         chat_template: Jinja text; None takes the tokenizer's own.
         system_prompt: what a conversation without a system message begins with; None sends none.

@@ -186,6 +186,11 @@ def test_what_templates_may_not_do(features, template):
     assert (raised.type, str(raised.value)) == (expected.type, str(expected.value))
 
 
+def test_arguments_of_transformers_alone_are_refused(pairs):
+    with pytest.raises(TypeError, match="return_dict, return_tensors"):
+        pairs["default"][0].apply_chat_template(CONVERSATION, return_tensors="pt", return_dict=False)
+
+
 def test_no_template(pairs):
     with pytest.raises(ValueError, match="no default chat template"):
         pairs["llama"][0].apply_chat_template(CONVERSATION)
