@@ -185,8 +185,8 @@ def look_at_speed(memory: float | None) -> tuple[dict[str, DecodingSpeed], list[
         telemetry.turn_off()
         at_work = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # not on Windows
         reading = f"{memory_bandwidth() / 1e9:.0f} GB/s"
-        if at_work > 0.5:
-            reading += f"; {at_work:.1f} cores were busy with something else: alone, all this is faster"
+        if at_work > 1:
+            reading += f"; other programs are at work (load {at_work:.1f}): without them, all this is faster"
         speeds = {precision: decoding_speed(precision) for precision in WEIGHT_BYTES}
     except ImportError as error:
         return {}, [Finding("Speed", f"not measured: {error}")]

@@ -15,8 +15,8 @@ from machine import WEIGHT_BYTES, DecodingSpeed
 # 2 to 28 % of the weights, up to 0.6 billion.
 LAYERS = 30
 EMBEDDING_SHARE, LARGEST_EMBEDDING = 0.28, 0.6e9
-# Anonymous memory of a chat: so many bytes, and so many for each byte of weights. Measured with short
-# prompts: 1.0 GB for 0.1 GB, 2.2 GB for 1.6 GB and 3.1 GB for 2.8 GB of weights; the rest is for the KV cache.
+# Anonymous memory of a chat: so many bytes, and so many for each byte of weights. With short prompts it was
+# 1.0 GB for 0.1 GB of weights, 2.2 GB for 1.6 GB and 3.1 GB for 2.8 GB; the rest is for the KV cache.
 CHAT_BASE, CHAT_SHARE = 0.9e9, 1.0
 # Tokens per second, twice what people read: 238 words a minute (Brysbaert, "How many words do we read per
 # minute?", 2019) of 1.3 tokens each. Long conversations are slower than what is forecast here.
