@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import draw_design
+from docs import draw_design, draw_pipeline
 from docs.draw_design import FOR_TYPES, LATER, ROOMS, WHEN_LOADED, Arrow, find_arrows, module_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,11 +21,11 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 # missing. The list may only shrink. "module: name", where ._name is an attribute.
 ALLOWED_PRIVATE = {
     "engine: ._device": (
-        "The OpenVINO device of an OVModelForCausalLM, so that an engine computes where the model was meant to; "
+        "The OpenVINO device of an OVModelForCausalLM, so that an engine computes on the same one; "
         "its public `device` is PyTorch's and always the CPU."
     ),
     "kv_cache: openvino._offline_transformations.paged_attention_transformation": (
-        "Turns the graph's attention into paged attention, whose cache can be cut without copying it. OpenVINO "
+        "Turns the graph's attention into paged attention, whose cache can be cut at no cost. OpenVINO "
         "GenAI calls it from C++; Python has no other way to it."
     ),
     "mpt_converter: .__make_16bit_traceable": (
@@ -56,6 +56,11 @@ def test_the_picture_is_drawn_from_todays_imports():
     files = {module: FILES[module] for module in ROOMS}
     picture = draw_design.PICTURE.read_text(encoding="utf-8")
     assert picture == draw_design.draw(files, find_arrows(files)), "Draw it: python -m docs.draw_design"
+
+
+def test_the_picture_of_the_pipeline_is_what_its_script_draws():
+    picture = draw_pipeline.PICTURE.read_text(encoding="utf-8")
+    assert picture == draw_pipeline.draw(), "Draw it: python -m docs.draw_pipeline"
 
 
 @pytest.mark.parametrize("module", ROOMS)
