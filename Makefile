@@ -1,5 +1,6 @@
 # make install   virtual environment .venv with everything
 # make chat      the chat page on the default model      (arguments: make chat ARGS="--precision INT4")
+# make doctor    what this machine has, and which model suits it; needs nothing installed
 # make lab       JupyterLab on the notebook
 # make bench     the measurements of benchmarks/; make bench-peers: beside other programs
 # make test      the whole test suite, notebook run included
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: install chat lab bench bench-peers test notebook clean
+.PHONY: install chat doctor lab bench bench-peers test notebook clean
 
 install: .venv/installed
 
@@ -20,6 +21,10 @@ install: .venv/installed
 
 chat: install
 	$(BIN)/python chat_ui.py $(ARGS)
+
+# In the environment where there is one: it says what is missing there.
+doctor:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) doctor.py $(ARGS)
 
 lab: install
 	$(BIN)/jupyter lab llm_chatbot.ipynb

@@ -21,10 +21,9 @@ import telemetry
 
 telemetry.turn_off()
 
-import numpy as np
-
 from config import DEFAULT_MODEL
 from conversion import prepare_model
+from machine import memory_bandwidth, processor
 from model_source import fetch_checkpoint
 
 PROJECT = Path(__file__).parent.parent
@@ -92,28 +91,10 @@ class Contestant:
         self.memory = anonymous, mapped
 
 
-def bandwidth() -> float:
-    """Bytes per second at which this machine reads memory: the best of five passes over 1 GB, two threads."""
-    from concurrent.futures import ThreadPoolExecutor
-    from time import perf_counter
-
-    threads = os.cpu_count() or 1
-    parts = [np.ones(2**27 // threads, dtype=np.int64) for _ in range(threads)]
-    best = 0.0
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(5):
-            started = perf_counter()
-            list(pool.map(np.max, parts))  # little to compute; a sum of floats takes twice as long
-            best = max(best, sum(part.nbytes for part in parts) / (perf_counter() - started))
-    return best
-
-
-def machine() -> str:
-    """The processor, its cores and the libraries, in one line."""
-    info = Path("/proc/cpuinfo").read_text()
-    model = info.split("model name")[1].split(":")[1].split("\n")[0].strip()
-    flags = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_int8", "amx_bf16") if flag in info]
-    return f"{model}, {os.cpu_count()} cores ({', '.join(flags)}), {platform.system()}"
+def this_machine() -> str:
+    """The processor, its cores and the system, in one line."""
+    found = processor()
+    return f"{found.name}, {found.cores} cores ({', '.join(found.instructions)}), {platform.system()}"
 
 
 def chosen(options: argparse.Namespace) -> list[Contestant]:
@@ -167,12 +148,12 @@ def main() -> None:
             contestant.firsts.clear()
         readable = 0.0
         for number in range(options.rounds):
-            readable = max(readable, bandwidth())  # each time, as it depends on the neighbours
+            readable = max(readable, memory_bandwidth())  # each time, as it depends on the neighbours
             for contestant in contestants:
                 contestant.run(long_prompt=not options.no_long_prompt and number < 3)
     reference = next((one for one in contestants if one.title == "ChatModel, INT8"), contestants[0])
     print(f"{options.model}, {SHORT} prompt and {NEW} new tokens, median of {options.rounds} rounds")
-    print(machine())
+    print(this_machine())
     print(f"load average {os.getloadavg()[0]:.1f}; memory can be read at {readable / 1e9:.1f} GB/s\n")
     print(
         f"| | tokens/s | relative to {reference.title} (range) | weights read, share of the memory's speed | "

@@ -1,0 +1,132 @@
+"""What each model of the catalogue would do on a machine: whether it fits, and how fast it would answer.
+
+Knows the catalogue and what was measured on such models. Refuses to know how a machine is looked at: `doctor`
+tells what room there is, `machine` what a token costs.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from checkpoint import DISK_SHARE, Weights, memory_for
+from config import DEFAULT_MODEL, SUPPORTED_MODELS
+from machine import WEIGHT_BYTES, DecodingSpeed
+
+# The catalogue does not say how many layers a model has: they have 16 to 36; nor how large the embedding is:
+# 2 to 28 % of the weights, up to 0.6 billion.
+LAYERS = 30
+EMBEDDING_SHARE, LARGEST_EMBEDDING = 0.28, 0.6e9
+# Anonymous memory of a chat: so many bytes, and so many for each byte of weights. With short prompts it was
+# 1.0 GB for 0.1 GB of weights, 2.2 GB for 1.6 GB and 3.1 GB for 2.8 GB; the rest is for the KV cache.
+CHAT_BASE, CHAT_SHARE = 0.9e9, 1.0
+# Tokens per second, twice what people read: 238 words a minute (Brysbaert, "How many words do we read per
+# minute?", 2019) of 1.3 tokens each. Long conversations are slower than what is forecast here.
+PLEASANT = 10
+LEGEND = """\
+Tokens per second to expect; "no": too little memory to run it; "not here": runs, but converting it takes more
+memory or disk than there is; copy the folder from a machine that has converted it. Gated: accept the licence
+on the model's page and log in with `hf auth login`."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that a model may take. Memory is None where the system does not say."""
+
+    memory: float | None
+    models: float  # on the disk for converted models
+    downloads: float  # on the disk for the Hub's files
+    one_disk: bool  # these two are one
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """One model at one precision on this machine; None is not known."""
+
+    model: str
+    precision: str
+    weights: float  # bytes
+    converts: bool | None
+    runs: bool | None
+    tokens_per_second: float | None
+
+
+def forecast(room: Room, speeds: Mapping[str, DecodingSpeed]) -> list[Outlook]:
+    """What every model of the catalogue would do here, at each precision."""
+    outlooks = []
+    for name, entry in SUPPORTED_MODELS.items():
+        at_16_bits = 2 * entry.parameters
+        embedding = int(min(EMBEDDING_SHARE * entry.parameters, LARGEST_EMBEDDING))
+        for precision, bytes_per_weight in WEIGHT_BYTES.items():
+            weights = entry.parameters * bytes_per_weight
+            written = {"FP16", precision}  # others are made from FP16
+            memory = memory_for(Weights(at_16_bits, 2, embedding), written)
+            models = sum(at_16_bits * DISK_SHARE[one] for one in written)
+            fits_disk = room.models > models + at_16_bits * room.one_disk and room.downloads > at_16_bits
+            speed = speeds.get(precision)
+            outlooks.append(
+                Outlook(
+                    name,
+                    precision,
+                    weights,
+                    fits_disk and fits(memory, room.memory),
+                    fits(CHAT_BASE + CHAT_SHARE * weights, room.memory),
+                    speed and speed.tokens_per_second(weights, LAYERS),
+                )
+            )
+    return outlooks
+
+
+def fits(needed: float, available: float | None) -> bool | None:
+    """Whether there is enough, as far as that is known."""
+    return None if available is None else needed < available
+
+
+def advise(outlooks: Iterable[Outlook]) -> str:
+    """One sentence: the largest model that anybody can fetch, and that answers pleasantly fast."""
+    good = [
+        one
+        for one in outlooks
+        if one.converts
+        and one.runs
+        and not SUPPORTED_MODELS[one.model].gated
+        and one.precision != "FP16"
+        and (one.tokens_per_second or 0) >= PLEASANT
+    ]
+    if not good:
+        return f"Start with the default model, {DEFAULT_MODEL}: make chat"
+    # Of one model INT8, as it is closer to the original.
+    best = max(good, key=lambda one: (SUPPORTED_MODELS[one.model].parameters, one.precision == "INT8"))
+    entry = SUPPORTED_MODELS[best.model]
+    command = f'make chat ARGS="--model {best.model} --precision {best.precision}"'
+    return (
+        f"The largest model that answers here faster than one reads is {best.model} at {best.precision}, "
+        f"with about {best.tokens_per_second:.0f} tokens per second (licence {entry.license}, download "
+        f"{gigabytes(2 * entry.parameters)}): {command}"
+    )
+
+
+def model_table(outlooks: Iterable[Outlook]) -> str:
+    """The catalogue in Markdown, with one column for each precision."""
+    cells = {(one.model, one.precision): cell(one) for one in outlooks}
+    rows = [["model", "weights", "licence", "gated", *WEIGHT_BYTES]]
+    for name, entry in SUPPORTED_MODELS.items():
+        columns = [cells[name, precision] for precision in WEIGHT_BYTES]
+        size = f"{entry.parameters / 1e9:.2g} B"
+        rows.append([name, size, entry.license, "yes" if entry.gated else "", *columns])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    lines = [" | ".join(map(str.ljust, row, widths)) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def cell(outlook: Outlook) -> str:
+    """What the table says of one model at one precision."""
+    if outlook.runs is False:
+        return "no"
+    speed = outlook.tokens_per_second
+    words = "?" if speed is None else f"{speed:.1f}" if speed < 10 else f"{speed:.0f}"
+    return f"{words}, not here" if outlook.converts is False else words
+
+
+def gigabytes(size: float) -> str:
+    """A number of bytes in words."""
+    return f"{size / 1e9:.1f} GB"

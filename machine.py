@@ -1,0 +1,176 @@
+"""This machine: its processor, how fast memory can be read, and how fast OpenVINO decodes.
+
+Knows /proc/cpuinfo, NumPy and small graphs with random weights. Refuses to know which models there are and
+what is installed. NumPy and OpenVINO are imported where something is measured: the rest needs neither.
+
+The model of decoding. For one token every weight is read once, so
+
+    seconds per token = layers * seconds per layer + bytes of the weights / bytes per second
+
+The second term is the usual bound for a batch of one (Pope et al., "Efficiently Scaling Transformer
+Inference", arXiv 2211.05102, section 2). The first is what passes between two products, above all the start
+of threads, and it is a third and more of a small model's time. Both unknowns are solved for from two measured
+graphs, one narrow and one wide, of OpenVINO's own products: memory's speed alone promises too much where
+turning 4-bit numbers into floats takes longer than reading them.
+"""
+
+import math
+import os
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import openvino
+
+# Flags of /proc/cpuinfo that matter to products of matrices, as the kernel spells them.
+INSTRUCTIONS = (
+    ("avx2", "AVX2"),
+    ("avx_vnni", "AVX-VNNI"),
+    ("avx512f", "AVX-512"),
+    ("avx512_vnni", "AVX-512 VNNI"),
+    ("avx512_bf16", "AVX-512 bf16"),
+    ("avx512_fp16", "AVX-512 fp16"),
+    ("amx_int8", "AMX int8"),
+    ("amx_bf16", "AMX bf16"),
+    ("asimd", "NEON"),
+    ("asimddp", "NEON dot product"),
+    ("i8mm", "int8 products"),
+    ("bf16", "bf16"),
+    ("sve", "SVE"),
+)
+# Bytes per weight of what conversion writes. INT4 has a scale and a zero point for 64 weights, and embedding
+# and head at INT8: 0.54 for Llama-2-7B, 0.58 for 2.8 billion parameters, 0.64 for SmolLM2-135M.
+WEIGHT_BYTES = {"FP16": 2.0, "INT8": 1.0, "INT4": 0.6}
+# The graphs that are measured: (width, layers). The wide ones are about 400 MB, more than caches hold.
+NARROW = (256, 30)
+WIDE = {"FP16": (2048, 4), "INT8": (2048, 8), "INT4": (2048, 14)}
+PASSES = 20
+GROUP = 64
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Its name, how many of its cores this process may use, and its instructions in words."""
+
+    name: str
+    cores: int
+    instructions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DecodingSpeed:
+    """What one token costs."""
+
+    seconds_per_layer: float
+    bytes_per_second: float
+
+    def tokens_per_second(self, weight_bytes: float, layers: int) -> float:
+        """Expected for a model of so many bytes and layers, after a short prompt."""
+        return 1 / (layers * self.seconds_per_layer + weight_bytes / self.bytes_per_second)
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Processor:
+    """The processor; instructions are known only where there is /proc."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    if not cpuinfo.is_file():
+        return Processor(platform.processor() or platform.machine(), cores, ())
+    lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
+    fields = {name.strip(): value.strip() for name, _, value in lines}
+    flags = (fields.get("flags") or fields.get("Features", "")).split()
+    name = fields.get("model name") or platform.machine()  # ARM kernels give numbers only
+    return Processor(name, cores, tuple(title for flag, title in INSTRUCTIONS if flag in flags))
+
+
+def memory_bandwidth() -> float:
+    """Bytes per second at which this machine reads memory: the best of five passes over 1 GB, all cores."""
+    import numpy as np
+
+    threads = os.cpu_count() or 1
+    parts = [np.ones(2**27 // threads, dtype=np.int64) for _ in range(threads)]
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(5):
+            started = perf_counter()
+            list(pool.map(np.max, parts))  # little to compute; a sum of floats takes twice as long
+            best = max(best, sum(part.nbytes for part in parts) / (perf_counter() - started))
+    return best
+
+
+def decoding_speed(precision: str) -> DecodingSpeed:
+    """Measure what one token costs at "FP16", "INT8" or "INT4"; takes seconds and 1 GB of memory."""
+    (narrow_bytes, narrow), (wide_bytes, wide) = (
+        _time_one_token(width, layers, precision) for width, layers in (NARROW, WIDE[precision])
+    )
+    narrow_layers, wide_layers = NARROW[1], WIDE[precision][1]
+    # Two equations, layers * x + bytes * y = seconds. Where caches hold the narrow graph, x could be below 0.
+    determinant = narrow_layers * wide_bytes - wide_layers * narrow_bytes
+    per_layer = max(0.0, (narrow * wide_bytes - wide * narrow_bytes) / determinant)
+    return DecodingSpeed(per_layer, wide_bytes / (wide - wide_layers * per_layer))
+
+
+def _time_one_token(width: int, layers: int, precision: str) -> tuple[int, float]:
+    """Bytes of weights of a graph like a Transformer's, and the least seconds it took for one token."""
+    import numpy as np
+    import openvino
+    from openvino import opset13 as ops
+
+    def norm(x: openvino.Output) -> openvino.Node:
+        mean = ops.reduce_mean(ops.power(x, np.float32(2)), np.int64([-1]), True)
+        return ops.multiply(x, ops.power(ops.add(mean, np.float32(1e-5)), np.float32(-0.5)))
+
+    def linear(x: openvino.Node, rows: int, columns: int) -> openvino.Node:
+        return ops.matmul(x, random_weights(rng, rows, columns, precision), False, True)
+
+    rng = np.random.default_rng(0)
+    given = x = ops.parameter([-1, -1, width], np.float32)
+    for _ in range(layers):
+        query, key, value = (linear(norm(x), width, width) for _ in range(3))
+        x = ops.add(x, linear(ops.multiply(ops.add(query, key), value), width, width))
+        gate, up = (linear(norm(x), 3 * width, width) for _ in range(2))
+        x = ops.add(x, linear(ops.multiply(ops.swish(gate), up), width, 3 * width))
+    core = openvino.Core()
+    # As tuning.fastest_properties has it for integer weights.
+    integers_on_bf16 = precision != "FP16" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    config = {"INFERENCE_PRECISION_HINT": "f32"} if integers_on_bf16 else {}
+    request = core.compile_model(openvino.Model([x], [given]), "CPU", config).create_infer_request()
+    token, seconds = np.ones((1, 1, width), np.float32), []
+    request.infer([token])
+    for _ in range(PASSES):
+        started = perf_counter()
+        request.infer([token])
+        seconds.append(perf_counter() - started)
+    bytes_per_weight = {"FP16": 2, "INT8": 1, "INT4": 0.5 * (1 + 5 / GROUP)}[precision]
+    return math.ceil(13 * width * width * layers * bytes_per_weight), min(seconds)
+
+
+def random_weights(rng: "np.random.Generator", rows: int, columns: int, precision: str) -> "openvino.Node":
+    """Random weights [rows, columns] as float32, in the form in which NNCF compresses them."""
+    import numpy as np
+    import openvino
+    from openvino import opset13 as ops
+
+    if precision == "FP16":
+        return ops.convert(ops.constant(rng.random((rows, columns), np.float32).astype(np.float16)), "f32")
+    if precision == "INT8":
+        kind, shape = openvino.Type.u8, [rows, columns]
+    else:
+        kind, shape = openvino.Type.u4, [rows, columns // GROUP, GROUP]
+    weights = openvino.Tensor(kind, openvino.Shape(shape))
+    zero_points = openvino.Tensor(kind, openvino.Shape([*shape[:-1], 1]))
+    for tensor in (weights, zero_points):
+        raw = tensor.data.reshape(-1).view(np.uint8)
+        raw[:] = rng.integers(0, 256, raw.size, np.uint8)
+    numbers, zeros = (
+        ops.convert(ops.constant(tensor, shared_memory=True), "f16") for tensor in (weights, zero_points)
+    )
+    scales = ops.constant(np.full((*shape[:-1], 1), 1e-3, np.float16))
+    scaled = ops.multiply(ops.subtract(numbers, zeros), scales)
+    if precision == "INT4":
+        scaled = ops.reshape(scaled, [rows, columns], special_zero=False)
+    return ops.convert(scaled, "f32")

@@ -1,0 +1,162 @@
+"""The house stands: imports go down, modules stay small, private names of libraries are few and known.
+
+After a change to what imports what, or to the first line of a module: python -m docs.draw_design
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from docs import draw_design, draw_pipeline
+from docs.draw_design import FOR_TYPES, LATER, ROOMS, WHEN_LOADED, Arrow, find_arrows, module_files
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = module_files()
+MOST_LINES = 320
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+# Private names of libraries that are used all the same, each with the reason and the public way that is
+# missing. The list may only shrink. "module: name", where ._name is an attribute.
+ALLOWED_PRIVATE = {
+    "engine: ._device": (
+        "The OpenVINO device of an OVModelForCausalLM, so that an engine computes on the same one; "
+        "its public `device` is PyTorch's and always the CPU."
+    ),
+    "kv_cache: openvino._offline_transformations.paged_attention_transformation": (
+        "Turns the graph's attention into paged attention, whose cache can be cut at no cost. OpenVINO "
+        "GenAI calls it from C++; Python has no other way to it."
+    ),
+    "mpt_converter: .__make_16bit_traceable": (
+        "Traces 16-bit weights without copies of 32 bits, which would double the memory a conversion takes. "
+        "openvino.convert_model has no option for it; Optimum calls it too."
+    ),
+    "ov_mpt_model: ._deduplicate_inputs": (
+        "Overridden: Optimum takes padded prompts with the same ids for beams of one sequence. There is no "
+        "public place to correct it."
+    ),
+}
+
+
+def test_every_module_has_its_place():
+    assert sorted(ROOMS) == sorted(FILES.keys() - set(draw_design.NO_ROOMS))
+
+
+def test_arrows_go_down():
+    up = [
+        f"{arrow.importer} imports {arrow.imported} ({arrow.when})"
+        for arrow in find_arrows({module: FILES[module] for module in ROOMS})
+        if ROOMS.index(arrow.imported) >= ROOMS.index(arrow.importer)
+    ]
+    assert not up
+
+
+def test_the_picture_is_drawn_from_todays_imports():
+    files = {module: FILES[module] for module in ROOMS}
+    picture = draw_design.PICTURE.read_text(encoding="utf-8")
+    assert picture == draw_design.draw(files, find_arrows(files)), "Draw it: python -m docs.draw_design"
+
+
+def test_the_picture_of_the_pipeline_is_what_its_script_draws():
+    picture = draw_pipeline.PICTURE.read_text(encoding="utf-8")
+    assert picture == draw_pipeline.draw(), "Draw it: python -m docs.draw_pipeline"
+
+
+@pytest.mark.parametrize("module", ROOMS)
+def test_a_module_is_small(module):
+    lines = len(FILES[module].read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES, "Two jobs? Make two modules of it"
+
+
+def test_private_names_of_libraries_are_the_known_ones():
+    used = {f"{module}: {name}" for module, file in FILES.items() for name in private_names(file.read_text())}
+    assert sorted(used - ALLOWED_PRIVATE.keys()) == [], "Find a public way"
+    assert sorted(ALLOWED_PRIVATE.keys() - used) == [], "No longer used: take it off the list"
+
+
+# How imports and private names are found
+
+
+def write_house(folder: Path, **modules: str) -> dict[str, Path]:
+    for name, text in modules.items():
+        (folder / f"{name}.py").write_text(text)
+    return module_files(folder)
+
+
+def test_imports_are_found_wherever_they_stand(tmp_path):
+    files = write_house(
+        tmp_path,
+        ground="import json",
+        a="import ground",
+        b="def work():\n    from ground import thing",
+        c="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ground import Thing",
+        d="class D:\n    def work(self):\n        import a\nimport a",
+    )
+    assert find_arrows(files) == [
+        Arrow("a", "ground", WHEN_LOADED),
+        Arrow("b", "ground", LATER),
+        Arrow("c", "ground", FOR_TYPES),
+        Arrow("d", "a", WHEN_LOADED),
+    ]
+
+
+@pytest.mark.parametrize("line", ["from serving import low", "import serving.low", "from .low import A"])
+def test_modules_of_a_package_are_found(tmp_path, line):
+    (tmp_path / "serving").mkdir()
+    write_house(tmp_path / "serving", __init__="", low="", high=line)
+    assert find_arrows(module_files(tmp_path)) == [Arrow("serving.high", "serving.low", WHEN_LOADED)]
+
+
+def private_names(text: str) -> Iterator[str]:
+    """Underscored names that a module takes from elsewhere: imports, and attributes that it never makes."""
+    tree = ast.parse(text)
+    own = {node.name for node in ast.walk(tree) if isinstance(node, DEFINITIONS)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_own(node.value):
+            own.add(node.attr)
+        elif isinstance(node, ast.AnnAssign | ast.Assign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            own |= {target.id for target in targets if isinstance(target, ast.Name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if _is_private(alias.name))
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
+            yield from (name for name in names if _is_private(name))
+        elif isinstance(node, ast.Attribute) and _is_private(node.attr):
+            foreign_parent = isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "super"
+            if foreign_parent or node.attr not in own:
+                yield f".{node.attr}"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr"):
+            name = node.args[1]
+            if isinstance(name, ast.Constant) and _is_private(name.value) and name.value not in own:
+                yield f".{name.value}"
+
+
+def _is_own(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
+def _is_private(name: str) -> bool:
+    return any(part.startswith("_") and not part.endswith("__") for part in name.split("."))
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("import library._inside", ["library._inside"]),
+        ("from library._inside import thing", ["library._inside.thing"]),
+        ("from library import _thing", ["library._thing"]),
+        ("from sibling import public", []),
+        ("thing._hidden", ["._hidden"]),
+        ("getattr(thing, '_hidden', None)", ["._hidden"]),
+        ("thing.__class__", []),
+        ("class A:\n    def f(self):\n        self._mine = self._mine + 1", []),
+        ("class A:\n    def _mine(self): ...\ndef f(a):\n    a._mine()", []),
+        ("class A(Library):\n    def f(self):\n        self._of_the_library()", ["._of_the_library"]),
+        ("class A(Library):\n    def _f(self):\n        super()._f()", ["._f"]),
+    ],
+)
+def test_private_names_are_found(text, names):
+    assert list(private_names(text)) == names
