@@ -764,28 +764,6 @@ def test_a_hub_model_that_cannot_be_converted_is_refused_before_its_weights_are_
     assert "pytorch_model.bin" in hub.fetched()
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"dtype": "bfloat16", "vocab_size": 100, "hidden_size": 64}, (1000, 2, 6400)),
-        ({"torch_dtype": "float16", "vocab_size": 100, "d_model": 32}, (1000, 2, 3200)),
-        ({"torch_dtype": "float32"}, (500, 4, 0)),
-        ({}, (500, 4, 0)),
-    ],
-    ids=str,
-)
-def test_weights_to_come_are_estimated_from_the_configuration(tmp_path, settings, expected):
-    (tmp_path / "config.json").write_text(json.dumps(settings))
-    assert conversion._expected_weights(tmp_path, 1000) == expected
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_expected_of_weights_is_what_is_found(tiny_checkpoints, family):
-    checkpoint = tiny_checkpoints[family]
-    size = (checkpoint / "model.safetensors").stat().st_size
-    assert conversion._expected_weights(checkpoint, size) == conversion._stored_weights(checkpoint)
-
-
 # Loading
 
 
