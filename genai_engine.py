@@ -22,9 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import engine
 import genai_worker
-from engine import TokenStream
+from engine import Request, TokenStream
 from genai_worker import Failure, News, Settings
 from model_folder import check_folder, model_limits, read_json, sampling_defaults
 from sampling import SamplingParams
@@ -35,11 +34,11 @@ CACHE_GIGABYTES = 2
 class GenAIEngine:
     """Decoding on a converted folder, many requests at a time, in a process of its own.
 
-    The pipeline computes the next token of all running requests in one pass over the weights, as long as there
-    are requests. What prompts have in common is computed once, in blocks of 32 tokens (16 on a GPU).
+    The pipeline computes the next token of all running requests in one pass over the weights, as long as
+    there are requests. What prompts have in common is computed once, in blocks of 32 tokens (16 on a GPU).
 
-    If the process dies, its requests end with a RuntimeError, and the next request starts another one. It ends
-    with this process, however that ends.
+    If the process dies, its requests end with a RuntimeError, and the next request starts another one. It
+    ends with this process, however that ends.
 
     Args:
         folder: what `conversion.prepare_model` returned.
@@ -132,8 +131,8 @@ class GenAIEngine:
 
 
 @dataclass(eq=False)
-class _Order(engine.Request):
-    """A request, and what has come for it: tokens with their log-probability or None; its end, None; an error."""
+class _Order(Request):
+    """A request, and what has come for it: (token, log-probability or None), None at its end, errors."""
 
     request: genai_worker.Request | None = None
     arrived: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
@@ -142,8 +141,8 @@ class _Order(engine.Request):
 class _Desk:
     """Where requests are handed in: the process has as many as it may have, the others wait.
 
-    All that happens goes into one queue, and one thread works it off. So nothing here needs a lock, and nobody
-    who hands something in waits for the process.
+    All that happens goes into one queue, and one thread works it off. So nothing here needs a lock, and
+    nobody who hands something in waits for the process.
     """
 
     def __init__(self, settings: Settings, max_requests: int):
@@ -307,7 +306,7 @@ class _Process:
             self._popen.wait(5)
 
     def hang_up(self) -> None:
-        """Close the way to it, after which it ends; `kill` may have ended only what started it, on Windows."""
+        """Close the way to it, after which it ends. On Windows `kill` may have ended only what started it."""
         with contextlib.suppress(OSError):
             self._popen.stdin.close()
 

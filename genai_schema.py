@@ -14,16 +14,13 @@ from openvino import opset13 as ops
 
 
 class SchemaCheck:
-    """Call it with a JSON schema.
+    """A function of a JSON schema, which raises an error for one that cannot be followed.
 
-    OpenVINO GenAI reads a schema only where it draws a token. So one is drawn here, from a model that computes
-    nothing.
+    OpenVINO GenAI reads a schema only where it draws a token. So one is drawn here, from a model that
+    computes nothing.
 
     Args:
         tokenizer: the one that the pipeline uses.
-
-    Raises (when called):
-        ValueError: the schema is no JSON, no schema, or needs what is not supported.
     """
 
     def __init__(self, tokenizer: "openvino_genai.Tokenizer"):
@@ -31,6 +28,11 @@ class SchemaCheck:
         self._pipeline: openvino_genai.LLMPipeline | None = None
 
     def __call__(self, schema: str) -> None:
+        """Try a schema.
+
+        Raises:
+            ValueError: it is no JSON, no schema, or needs what is not supported.
+        """
         if self._pipeline is None:
             self._pipeline = empty_pipeline(self._tokenizer)
         config = openvino_genai.GenerationConfig(
@@ -40,8 +42,12 @@ class SchemaCheck:
         try:
             self._pipeline.generate(openvino.Tensor(np.array([[0]])), config)
         except RuntimeError as error:
-            reason = str(error).rpartition(".cc:")[2].partition(": ")[2]  # "[time] path/of/source.cc:line: reason"
-            raise ValueError(f"This JSON schema cannot be followed: {(reason or str(error)).strip()}") from error
+            reason = (
+                str(error).rpartition(".cc:")[2].partition(": ")[2]
+            )  # "[time] path/of/source.cc:line: reason"
+            raise ValueError(
+                f"This JSON schema cannot be followed: {(reason or str(error)).strip()}"
+            ) from error
 
 
 def empty_pipeline(tokenizer: "openvino_genai.Tokenizer") -> "openvino_genai.LLMPipeline":
@@ -58,7 +64,9 @@ def empty_pipeline(tokenizer: "openvino_genai.Tokenizer") -> "openvino_genai.LLM
     # An input that nothing depends on would be left out of the compiled model.
     ids = ops.add(ops.add(ops.convert(inputs[0], "f32"), sums[1]), sums[2])
     size = max(tokenizer.get_vocab().values()) + 1
-    logits = ops.multiply(ops.unsqueeze(ids, ops.constant(-1)), ops.constant(np.zeros((1, 1, size), np.float32)))
+    logits = ops.multiply(
+        ops.unsqueeze(ids, ops.constant(-1)), ops.constant(np.zeros((1, 1, size), np.float32))
+    )
     logits.output(0).set_names({"logits"})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "empty.xml"

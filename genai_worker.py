@@ -7,8 +7,8 @@ Knows numbered requests, token ids, and how to hand both to openvino_genai. Refu
 the sampling options mean and who asks. Imports nothing heavy before it runs, as the engine imports it too.
 
 Messages are pickled, one after the other. In, through stdin: `Settings`, then `Request`s and the numbers of
-requests to cancel. Out, through what was stdout: `Ready`, then lists of `News`, one after each step; `Failure`
-is the last message there is.
+requests to cancel. Out, through what was stdout: `Ready`, then lists of `News`, one after each step; a
+`Failure` is the last of them.
 """
 
 import itertools
@@ -20,9 +20,11 @@ import sys
 import threading
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from prefix_ledger import PrefixLedger
 
 if TYPE_CHECKING:
     import openvino_genai
@@ -91,52 +93,6 @@ class News(NamedTuple):
     reused: int | None
     over: bool
     error: Exception | None = None
-
-
-class PrefixLedger:
-    """Which beginnings the pipeline's cache holds: it reuses them, but does not tell.
-
-    It keeps blocks of tokens, each named by its own and all before it, and forgets the block that has been of
-    no use for the longest time. So does this. What it counts is there at least.
-    """
-
-    def __init__(self, block: int, blocks: int):
-        self._block = block
-        self._blocks = blocks
-        self._held: dict[int, None] = {}  # in the order of their last use
-
-    def _names(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
-        name = 0
-        for start in range(0, len(ids), self._block):
-            end = min(start + self._block, len(ids))
-            name = hash((name, *ids[start:end]))
-            yield name, end
-
-    def reused(self, ids: Sequence[int]) -> int:
-        """How many tokens of a prompt need not be computed; never all, as the last one's logits are wanted."""
-        before = length = 0
-        for name, end in self._names(ids):
-            if name not in self._held:
-                ends = range(length + 1, end)  # a reply may have ended in the middle of a block
-                length = next((e for e in ends if hash((before, *ids[length:e])) in self._held), length)
-                break
-            self._use(name)
-            before, length = name, end
-        return min(length, len(ids) - 1)
-
-    def store(self, ids: Sequence[int], grown_from: int = 0) -> None:
-        """Note that `ids` are in the cache, of which the first `grown_from` were noted before."""
-        if grown_from % self._block and grown_from < len(ids):
-            *_, (name, _) = self._names(ids[:grown_from])
-            self._held.pop(name, None)  # that block has got more tokens, and another name
-        for name, _ in self._names(ids):
-            self._use(name)
-        while len(self._held) > self._blocks:
-            del self._held[next(iter(self._held))]
-
-    def _use(self, name: int) -> None:
-        self._held.pop(name, None)
-        self._held[name] = None
 
 
 @dataclass(eq=False)
@@ -252,7 +208,9 @@ class Batch:
         if not tokens and not over:
             return None
         reused, running.reused = running.reused, None
-        error = MemoryError("The request does not fit into the KV cache.") if state == status.IGNORED else None
+        error = (
+            MemoryError("The request does not fit into the KV cache.") if state == status.IGNORED else None
+        )
         if reused is not None and tokens:
             self._ledger.store(running.request.ids)
         return News(running.request.number, tokens, log_probabilities, reused, over, error)
@@ -285,7 +243,7 @@ class Batch:
             running.waiting.popleft()
             tokens.append(token)
             if running.request.others is not None:
-                log_probabilities.append((value, others))
+                log_probabilities.append((others.get(token, value), others))  # they were computed twice
         return tokens, log_probabilities
 
     def _note(self, running: Running) -> None:
@@ -360,8 +318,8 @@ def read_commands(stream: Any, commands: queue.SimpleQueue) -> None:
 
 def main() -> None:
     """Run the process."""
-    # Signals for a program (Ctrl+C, a notebook's Interrupt, a service that is stopped) reach all its processes.
-    # This one's answers may still be wanted; its end is the parent's.
+    # Signals for a program (Ctrl+C, a notebook's Interrupt, a service that is stopped) reach all its
+    # processes. This one's answers may still be wanted; it ends with its parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     out = os.fdopen(os.dup(1), "wb")
