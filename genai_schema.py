@@ -40,18 +40,17 @@ class SchemaCheck:
             structured_output_config=openvino_genai.StructuredOutputConfig(json_schema=schema),
         )
         try:
-            self._pipeline.generate(openvino.Tensor(np.array([[0]])), config)
+            token = self._pipeline.generate(openvino.Tensor(np.array([[1]])), config).tokens[0][0]
         except RuntimeError as error:
-            reason = (
-                str(error).rpartition(".cc:")[2].partition(": ")[2]
-            )  # "[time] path/of/source.cc:line: reason"
-            raise ValueError(
-                f"This JSON schema cannot be followed: {(reason or str(error)).strip()}"
-            ) from error
+            # "[time] path/of/the/source.cc:line: reason"
+            reason = str(error).rpartition(".cc:")[2].partition(": ")[2].strip() or str(error)
+            raise ValueError(f"This JSON schema cannot be followed: {reason}") from error
+        if token == 0:  # the pipeline takes it as well where it may choose none
+            raise ValueError("This JSON schema cannot be followed: none of the model's tokens begins it.")
 
 
 def empty_pipeline(tokenizer: "openvino_genai.Tokenizer") -> "openvino_genai.LLMPipeline":
-    """A pipeline on a model whose logits are all 0."""
+    """A pipeline on a model whose logits are all alike, but for token 0, which is the last to be chosen."""
     inputs, sums = [], []
     for name, kind, rank in (
         ("input_ids", np.int64, 2),
@@ -64,17 +63,17 @@ def empty_pipeline(tokenizer: "openvino_genai.Tokenizer") -> "openvino_genai.LLM
     # An input that nothing depends on would be left out of the compiled model.
     ids = ops.add(ops.add(ops.convert(inputs[0], "f32"), sums[1]), sums[2])
     size = max(tokenizer.get_vocab().values()) + 1
-    logits = ops.multiply(
-        ops.unsqueeze(ids, ops.constant(-1)), ops.constant(np.zeros((1, 1, size), np.float32))
-    )
+    weights = np.zeros((1, 1, size), np.float32)
+    weights[0, 0, 0] = -1
+    logits = ops.multiply(ops.unsqueeze(ids, ops.constant(-1)), ops.constant(weights))
     logits.output(0).set_names({"logits"})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "empty.xml"
         openvino.save_model(openvino.Model([logits], inputs, "empty"), path)
-        weights = openvino.Tensor(np.fromfile(path.with_suffix(".bin"), np.uint8))
+        constants = openvino.Tensor(np.fromfile(path.with_suffix(".bin"), np.uint8))
         return openvino_genai.LLMPipeline(
             path.read_text(encoding="utf-8"),
-            weights,
+            constants,
             tokenizer,
             "CPU",
             openvino_genai.GenerationConfig(),
