@@ -5,15 +5,12 @@ starts, watches and replaces. Refuses to know text, turns and end tokens, as `en
 pipeline does itself: which requests are computed together, where their caches lie, and sampling.
 """
 
-import contextlib
 import itertools
 import math
-import pickle
 import queue
 import random
-import subprocess
-import sys
 import threading
+import time
 import weakref
 from array import array
 from collections import deque
@@ -22,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import genai_worker
-from engine import Request, TokenStream
-from genai_worker import Failure, News, Settings
+import engine
+import genai_process
+from engine import TokenStream
+from genai_process import Failure, News, Process, Settings
 from model_folder import check_folder, model_limits, read_json, sampling_defaults
 from sampling import SamplingParams
 
@@ -100,7 +98,7 @@ class GenAIEngine:
         if min(ids) < 0 or max(ids) >= self._vocabulary:
             raise ValueError(f"The prompt holds ids beyond the model's {self._vocabulary} tokens.")
         order = _Order(
-            request=genai_worker.Request(
+            request=genai_process.Request(
                 next(self._numbers),
                 array("q", ids),
                 generation_options(sampling),
@@ -131,11 +129,12 @@ class GenAIEngine:
 
 
 @dataclass(eq=False)
-class _Order(Request):
+class _Order(engine.Request):
     """A request, and what has come for it: (token, log-probability or None), None at its end, errors."""
 
-    request: genai_worker.Request | None = None
+    request: genai_process.Request | None = None
     arrived: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
+    handed_in: float = 0.0
 
 
 class _Desk:
@@ -152,14 +151,14 @@ class _Desk:
         self._pending: deque[_Order] = deque()
         self._running: dict[int, _Order] = {}
         self._closed = self._finished = False
-        self._process: _Process | None = _Process(settings)
+        self._process: Process | None = Process(settings)
         self.cache_tokens = self._process.cache_tokens
         self._read_from(self._process)
         threading.Thread(target=self._work, name="GenAIEngine", daemon=True).start()
 
     def add(self, order: _Order) -> None:
         """Hand in an order."""
-        order.waiting = True
+        order.waiting, order.handed_in = True, time.perf_counter()
         self._events.put((self._on_add, order))
         if self._closed:
             order.arrived.put(closed())
@@ -219,19 +218,19 @@ class _Desk:
             order = self._pending.popleft()
             if self._process is None:
                 try:
-                    self._process = _Process(self._settings)
+                    self._process = Process(self._settings)
                 except Exception as error:  # belongs to who asks
                     order.arrived.put(error)
                     continue
                 self._read_from(self._process)
             self._running[order.request.number] = order
-            order.waiting = False
+            order.waiting, order.waited = False, time.perf_counter() - order.handed_in
             self._process.send(order.request)
 
-    def _read_from(self, process: "_Process") -> None:
+    def _read_from(self, process: Process) -> None:
         threading.Thread(target=self._read, args=(process,), name="GenAIEngine news", daemon=True).start()
 
-    def _read(self, process: "_Process") -> None:
+    def _read(self, process: Process) -> None:
         """Hand out what a process sends, until it has ended."""
         while not isinstance(message := process.receive(), Failure):
             for news in message:
@@ -250,65 +249,6 @@ class _Desk:
         if news.over:
             order.arrived.put(news.error)
             self._events.put((self._on_end, news.number))
-
-
-class _Process:
-    """This side of a process that computes.
-
-    Raises:
-        Exception: what it says when it cannot load the model.
-    """
-
-    def __init__(self, settings: Settings):
-        run = "import sys; sys.path.insert(0, sys.argv[1]); import genai_worker; genai_worker.main()"
-        home = str(Path(genai_worker.__file__).parent)
-        self._popen = subprocess.Popen(
-            # -P: no module in the current folder takes the place of another
-            [sys.executable, "-P", "-c", run, home],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        )
-        try:
-            self.send(settings)
-            first = self.receive()
-            if isinstance(first, Failure):
-                raise first.error
-        except BaseException:  # KeyboardInterrupt above all: loading may take minutes
-            self.kill()
-            raise
-        self.cache_tokens = first.cache_tokens
-
-    def send(self, message: object) -> None:
-        """Send a message. If the process has died, whoever reads from it will notice."""
-        with contextlib.suppress(OSError):
-            pickle.dump(message, self._popen.stdin)
-            self._popen.stdin.flush()
-
-    def receive(self) -> Any:
-        """The next message; `Failure` when the process has ended."""
-        try:
-            return pickle.load(self._popen.stdout)
-        except (EOFError, pickle.UnpicklingError):  # the latter if it died in the middle of a message
-            code = self._popen.wait()
-            memory = " (the system may have run out of memory)" if code == -9 else ""
-            return Failure(
-                RuntimeError(
-                    f"The process that computes for GenAIEngine has ended with code {code}{memory}. "
-                    "Ask again: the next request starts another one."
-                )
-            )
-
-    def kill(self) -> None:
-        """End it, whatever it is doing."""
-        self._popen.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(5)
-
-    def hang_up(self) -> None:
-        """Close the way to it, after which it ends. On Windows `kill` may have ended only what started it."""
-        with contextlib.suppress(OSError):
-            self._popen.stdin.close()
 
 
 def closed() -> RuntimeError:

@@ -4,11 +4,9 @@
 process would stand still meanwhile. In this process there is none that anybody waits for.
 
 Knows numbered requests, token ids, and how to hand both to openvino_genai. Refuses to know text, turns, what
-the sampling options mean and who asks. Imports nothing heavy before it runs, as the engine imports it too.
+the sampling options mean and who asks.
 
-Messages are pickled, one after the other. In, through stdin: `Settings`, then `Request`s and the numbers of
-requests to cancel. Out, through what was stdout: `Ready`, then lists of `News`, one after each step; a
-`Failure` is the last of them.
+Messages (see `genai_process`) come in through stdin, and go out through what was stdout.
 """
 
 import itertools
@@ -22,8 +20,9 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from genai_process import Failure, LogProbability, News, Ready, Request, Settings
 from prefix_ledger import PrefixLedger
 
 if TYPE_CHECKING:
@@ -32,67 +31,6 @@ if TYPE_CHECKING:
 # Tokens of prompts that are computed in one step; between two steps requests come, go, and get their tokens.
 PREFILL_CHUNK = 64
 LARGEST_GAP = 1.0  # seconds between two looks for the parent
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the process computes with.
-
-    properties: for `compile_model`; they go before those that are fastest on this machine.
-    cache_gigabytes: size of the KV cache.
-    """
-
-    folder: str
-    device: str
-    properties: dict[str, Any]
-    cache_gigabytes: int
-
-
-class Ready(NamedTuple):
-    """The model is loaded, and its cache holds so many tokens."""
-
-    cache_tokens: int
-
-
-class Failure(NamedTuple):
-    """The process is about to end, for this reason."""
-
-    error: Exception
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt to go on with.
-
-    ids: the prompt, as 64-bit integers.
-    options: fields of `openvino_genai.GenerationConfig`.
-    others: how many of the most probable tokens to tell with each token; None for no log-probabilities.
-    json_schema: what the reply has to satisfy, if anything.
-    """
-
-    number: int
-    ids: array
-    options: dict[str, Any]
-    others: int | None = None
-    json_schema: str | None = None
-
-
-LogProbability = tuple[float, dict[int, float]]  # of a token, and of the most probable ones
-
-
-class News(NamedTuple):
-    """What a step brought for one request.
-
-    reused: how many tokens of its prompt the cache held; None where it was told before.
-    over: nothing follows; `error` is why, if it went wrong.
-    """
-
-    number: int
-    tokens: list[int]
-    log_probabilities: list[LogProbability]
-    reused: int | None
-    over: bool
-    error: Exception | None = None
 
 
 @dataclass(eq=False)

@@ -10,11 +10,11 @@ import pytest
 
 import conversion
 import genai_engine
-from conftest import EXACT
 from engine import OptimumEngine
 from genai_engine import GenAIEngine
 from sampling import SamplingParams
 from tiny_checkpoints import FAMILIES
+from tuning import EXACT
 
 NAMES = {"llama": "llama-2-chat-7b", "gpt_neox": "red-pajama-3b-chat", "mpt": "mpt-7b-chat"}
 GREEDY = SamplingParams(temperature=0, top_k=0, repetition_penalty=1, max_new_tokens=40)

@@ -16,9 +16,10 @@ import pytest
 
 import conversion
 import genai_worker
-from conftest import EXACT
-from genai_worker import PREFILL_CHUNK, Batch, News, Ready, Request, Settings, serve
+from genai_process import News, Ready, Request, Settings
+from genai_worker import PREFILL_CHUNK, Batch, serve
 from prefix_ledger import PrefixLedger
+from tuning import EXACT
 
 ROOT = Path(__file__).parents[1]
 PROMPT = [105, 64, 109, 168, 93, 268, 211, 251, 14, 82, 38, 164] * 4
