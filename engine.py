@@ -211,10 +211,12 @@ class OptimumEngine:
         """See `Engine.generate`.
 
         The stream raises RuntimeError where it would wait for ever: for another one that the same thread has
-        left half read.
+        left half read. A `json_schema` is refused with a ValueError; GenAIEngine can follow one.
         """
         if not ids:
             raise ValueError("The prompt has no tokens.")
+        if sampling.json_schema is not None:
+            raise ValueError("OptimumEngine cannot follow a json_schema; GenAIEngine can (--engine genai).")
         request = Request()
         tokens = self._decode(request, list(ids), sampling, spared)
         return TokenStream(request, tokens, lambda: self._cancel(request))

@@ -85,6 +85,7 @@ class SamplingParams:
     seed: the same seed gives the same reply; None draws a new one each time.
     logprobs: 0 to 20; ask the engine for the log-probability of each token and of so many others, before any
         rule. None asks for none.
+    json_schema: the reply is to be JSON that satisfies this schema, itself JSON. Not every engine can.
 
     Raises:
         ValueError: a value out of range; the message names the field.
@@ -149,15 +150,18 @@ class SamplingParams:
     logprobs: int | None = _option(
         None, int, "Log-probabilities", "How many alternatives to each token are told.", low=0, high=20
     )
+    json_schema: str | None = None  # no row in the table: it is for programs
 
     def __post_init__(self):
         stop = self.stop
         object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop or ()))
         for option in OPTIONS.values():
             option.check(getattr(self, option.name))
+        if not isinstance(self.json_schema, str | None):
+            raise ValueError("json_schema must be the text of a JSON schema")
 
 
-OPTIONS = {row.name: Option(row.name, **row.metadata) for row in fields(SamplingParams)}
+OPTIONS = {row.name: Option(row.name, **row.metadata) for row in fields(SamplingParams) if row.metadata}
 
 
 class Sampler:

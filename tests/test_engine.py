@@ -124,6 +124,11 @@ def test_an_empty_prompt_is_refused_at_once(llama):
         llama.generate([], GREEDY)
 
 
+def test_a_json_schema_is_refused_at_once(llama):
+    with pytest.raises(ValueError, match="json_schema; GenAIEngine can"):
+        llama.generate([5], SamplingParams(json_schema="{}"))
+
+
 def test_the_prompt_is_left_as_it_is(llama):
     prompt = list(PROMPT)
     list(llama.generate(prompt, GREEDY))
