@@ -128,7 +128,7 @@ def compare(runs: dict[str, Run], users: int, rounds: int) -> None:
 
 
 def time_to_stop(engine: GenAIEngine, ids: list[int], tokens: int) -> float:
-    """Seconds from `close` to when the engine computes for another one; `tokens` 0: closed within the prompt."""
+    """Seconds from `close` to when another one is computed for; `tokens` 0: closed within the prompt."""
     stream = engine.generate(ids, SamplingParams(temperature=0, max_new_tokens=1000))
     reader = threading.Thread(target=lambda: [next(stream, None) for _ in range(tokens or 1)])
     reader.start()
