@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from config import ModelConfig
 from prompt import Message, Prompt, PromptWriter
 from sampling import SamplingParams
-from text_stream import TextDecoder, split_at_stop
+from text_stream import TextDecoder, TokenLogprob, split_at_stop, token_texts
 from thoughts import Delta, ReasoningFormat, ThoughtSplitter
 
 if TYPE_CHECKING:
@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
     from engine import Engine, TokenStream
 
-__all__ = ["Chat", "ChatModel", "Delta", "Message", "ReplyStats", "ReplyStream", "SamplingParams"]
+__all__ = [
+    "Chat",
+    "ChatModel",
+    "Delta",
+    "Message",
+    "ReplyStats",
+    "ReplyStream",
+    "SamplingParams",
+    "TokenLogprob",
+]
 
 
 @dataclass
@@ -60,23 +69,28 @@ class ReplyStats:
 
 
 class ReplyStream:
-    """The text deltas of one reply. `close()` stops the model; `stats` is filled in as the reply goes."""
+    """The text deltas of one reply. `close()` stops the model; `stats` is filled in as the reply goes.
 
-    def __init__(self, deltas: Iterator[Delta], tokens: "TokenStream", stats: ReplyStats):
+    So are `logprobs`, for each token of the reply, where `SamplingParams.logprobs` asks for them.
+    """
+
+    def __init__(
+        self,
+        deltas: Iterator[Delta],
+        tokens: "TokenStream",
+        stats: ReplyStats,
+        logprobs: list[TokenLogprob],
+    ):
         self._deltas = deltas
         self._tokens = tokens
         self._closed = False
         self.stats = stats
+        self.logprobs = logprobs
 
     @property
     def waiting(self) -> bool:
         """Whether the engine still computes other replies, so that this one has to wait."""
         return self._tokens.waiting
-
-    @property
-    def logprobs(self) -> list[tuple[float, dict[int, float]]]:
-        """See `engine.TokenStream.logprobs`."""
-        return self._tokens.logprobs
 
     def __iter__(self) -> "ReplyStream":
         return self
@@ -246,7 +260,9 @@ class ChatModel:
         stats = ReplyStats(prompt_tokens=len(prompt.ids), dropped_messages=prompt.dropped_messages)
         spared = self.end_ids | self._prompts.template_ids
         tokens = self.engine.generate(prompt.ids, sampling, spared)
-        return ReplyStream(self._deltas(tokens, prompt, sampling, stats), tokens, stats)
+        logprobs: list[TokenLogprob] = []
+        deltas = self._deltas(tokens, prompt, sampling, stats, logprobs)
+        return ReplyStream(deltas, tokens, stats, logprobs)
 
     def generate(
         self,
@@ -263,12 +279,18 @@ class ChatModel:
         self.engine.close()
 
     def _deltas(
-        self, tokens: "TokenStream", prompt: Prompt, sampling: SamplingParams, stats: ReplyStats
+        self,
+        tokens: "TokenStream",
+        prompt: Prompt,
+        sampling: SamplingParams,
+        stats: ReplyStats,
+        logprobs: list[TokenLogprob],
     ) -> Iterator[Delta]:
         splitter = ThoughtSplitter(self._prompts.reasoning, prompt.in_thought, prompt.in_answer)
         try:
             with closing(tokens):
-                for text in self._texts(tokens, (*self.stop_strings, *sampling.stop), splitter, stats):
+                stops = (*self.stop_strings, *sampling.stop)
+                for text in self._texts(tokens, stops, splitter, stats, logprobs, prompt.ids[-1]):
                     yield from splitter.add(text)
             if stats.finish_reason != "cancelled":
                 yield from splitter.flush()
@@ -280,7 +302,13 @@ class ChatModel:
             raise
 
     def _texts(
-        self, tokens: "TokenStream", stops: Sequence[str], splitter: ThoughtSplitter, stats: ReplyStats
+        self,
+        tokens: "TokenStream",
+        stops: Sequence[str],
+        splitter: ThoughtSplitter,
+        stats: ReplyStats,
+        logprobs: list[TokenLogprob],
+        before: int,
     ) -> Iterator[str]:
         """The reply's text as it comes, the marks of thoughts included, up to where it ends."""
         decoder = TextDecoder(self.tokenizer)
@@ -295,6 +323,12 @@ class ChatModel:
             if token in self.end_ids and not (splitter.inside and mark == self._prompts.reasoning.closes):
                 stats.finish("stop")
                 break
+            if len(tokens.logprobs) >= stats.new_tokens:
+                logprob, others = tokens.logprobs[stats.new_tokens - 1]
+                text, *names = token_texts(self.tokenizer, before, [token, *others])
+                others = dict(zip(names, others.values(), strict=True))
+                logprobs.append(TokenLogprob(text, logprob, others))
+            before = token
             new = decoder.add(token) + mark
             visible, pending, stopped = split_at_stop(pending + new, stops)
             if visible:

@@ -4,12 +4,35 @@ Knows tokenizers' decoders and stop strings. Refuses to know engines and convers
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thoughts import unfinished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """How probable a token of a reply was (as a natural logarithm), and the most probable ones there."""
+
+    text: str
+    logprob: float
+    others: dict[str, float]
+
+
+def token_texts(tokenizer: "PreTrainedTokenizerBase", before: int, tokens: Sequence[int]) -> list[str]:
+    """The text of each token, special ones included, as it would be written after the token `before`.
+
+    Bytes that are no whole character become U+FFFD.
+    """
+
+    def decode(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    start = len(decode([before]))
+    return [decode([before, token])[start:] for token in tokens]
 
 
 class TextDecoder:

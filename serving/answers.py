@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 
-from chat import Chat, Delta, ReplyStats, ReplyStream
+from chat import Chat, Delta, ReplyStats, ReplyStream, TokenLogprob
 from serving.schema import ApiError, ChatRequest
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,9 @@ class Answer:
 
     An engine may refuse a second reply that the same thread has half read, so each is read by one thread that
     does nothing else. It holds the place until the model has stopped, and not until the client has read all.
+
+    Attributes:
+        logprobs: of the tokens since the piece before, once `begin` or `next` has returned.
     """
 
     def __init__(
@@ -74,16 +77,22 @@ class Answer:
         self._places = places
         self._ended = ended
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Delta | ApiError | None] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[Delta | ApiError | None, list[TokenLogprob]]] = asyncio.Queue()
         self._stream: ReplyStream | None = None
         self._closed = False
         self._waited = 0.0
+        self.logprobs: list[TokenLogprob] = []
 
     @property
     def stats(self) -> ReplyStats:
         """What the answer cost, the time in our queue included; there are none before its first piece."""
         stats = self._stream.stats
-        return replace(stats, waited=stats.waited + self._waited)
+        first = stats.time_to_first_token
+        return replace(
+            stats,
+            waited=stats.waited + self._waited,
+            time_to_first_token=None if first is None else first + self._waited,
+        )
 
     async def begin(self) -> Delta | None:
         """The first piece, once there is a place; None where the answer is empty.
@@ -110,7 +119,7 @@ class Answer:
         Raises:
             ApiError: 400, the chat refuses the messages; 500, the model failed.
         """
-        event = await self._events.get()
+        event, self.logprobs = await self._events.get()
         if isinstance(event, ApiError):
             raise event
         if event is None and self.stats.finish_reason not in ("stop", "length"):
@@ -125,34 +134,36 @@ class Answer:
 
     def _read(self) -> None:
         """Hand on what the model says; in a thread."""
-        last: ApiError | None = None
+        request, last = self._request, None
+        begun, told = False, 0
         try:
-            request = self._request
             self._stream = self._chat.stream(
                 request.messages, request.sampling, request.template_options or None
             )
+            with closing(self._stream) as deltas:
+                if self._closed:  # while there was no stream to close
+                    deltas.close()
+                for delta in deltas:
+                    begun = True
+                    new = deltas.logprobs[told:]
+                    told += len(new)
+                    self._tell(self._events.put_nowait, (delta, new))
         except ValueError as error:
-            last = ApiError(400, str(error))
+            # Who sees a chat of another machine refuse something sees it with the first piece.
+            last = failure(error) if begun else ApiError(400, str(error))
         except Exception as error:
             last = failure(error)
-        else:
-            try:
-                with closing(self._stream) as deltas:
-                    if self._closed:  # while there was no stream to close
-                        deltas.close()
-                    for delta in deltas:
-                        self._tell(self._events.put_nowait, delta)
-            except Exception as error:
-                last = failure(error)
-        self._tell(self._end, last)
+        self._tell(self._end, last, self._stream.logprobs[told:] if self._stream else [])
 
-    def _end(self, last: ApiError | None) -> None:
+    def _end(self, last: ApiError | None, logprobs: list[TokenLogprob]) -> None:
         self._places.leave()
-        if self._stream is not None:
-            self._ended(self.stats.finish_reason or "error", self.stats)
+        if last is not None and last.status == 400:
+            self._ended("invalid", None)
+        elif self._stream is None:
+            self._ended("error", None)
         else:
-            self._ended("invalid" if last.status == 400 else "error", None)
-        self._events.put_nowait(last)
+            self._ended(self.stats.finish_reason or "error", self.stats)
+        self._events.put_nowait((last, logprobs))
 
     def _tell(self, function: Callable, *arguments) -> None:
         with suppress(RuntimeError):  # the loop has ended, and with it all who would listen

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 import uvicorn
 from fastapi import FastAPI
 
+import telemetry
 from chat import Chat
 from serving.endpoint import build_app
 from serving.security import ImpatientProtocol, is_loopback, own_names
@@ -55,6 +56,34 @@ def add_model_options(parser: argparse.ArgumentParser, engine: str) -> None:
     )
 
 
+def open_chat(options: argparse.Namespace) -> Chat:
+    """The chat that the options of `add_model_options` describe; converted first if need be.
+
+    Raises:
+        OSError, ValueError: in words for whoever typed the command.
+    """
+    import config
+    import conversion
+    from chat import ChatModel
+
+    models_dir = os.environ.get("LLM_CHATBOT_MODELS_DIR", "models")
+    folder = conversion.prepare_model(options.model, options.precision, models_dir, options.checkpoint)
+    model, tokenizer = conversion.load_model(folder, options.device)
+    description = f"{options.precision} on {options.device}"
+    try:
+        if options.engine == "genai":
+            from genai_engine import GenAIEngine
+
+            model = GenAIEngine(folder, options.device)
+            description += ", OpenVINO GenAI"
+        return ChatModel(model, tokenizer, config.get_model_config(options.model), description)
+    except RuntimeError as error:  # all that OpenVINO raises, in its own words
+        raise ValueError(
+            f"OpenVINO cannot run {options.model} at {options.precision} on {options.device}: "
+            f"{str(error).strip()}\nChoose another --device, --precision or --engine."
+        ) from error
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Serve a model to other programs, as OpenAI's chat completions."""
     parser = argparse.ArgumentParser(prog="python -m serving.api", description=main.__doc__)
@@ -83,6 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="an origin (https://example.org) whose pages may ask; may be repeated",
     )
     options = parser.parse_args(arguments)
+    telemetry.turn_off()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
@@ -143,7 +173,7 @@ def serve(
         try:
             loading.set_result(load())
             print(f"Ready at {address}", flush=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError) as error:
             loading.set_exception(error)
             server.should_exit = True
 

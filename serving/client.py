@@ -9,8 +9,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -18,6 +17,7 @@ import httpx
 
 from chat import Delta, Message, ReplyStats
 from sampling import OPTIONS, SamplingParams
+from serving.client_errors import error_words, refusal, words_for_errors
 
 CONNECT_SECONDS = 10
 SILENCE_SECONDS = 600  # without a byte from the server; a long prompt on a slow machine takes minutes
@@ -288,40 +288,3 @@ def read_usage(usage: Mapping[str, Any], stats: ReplyStats) -> None:
     stats.thought_tokens = details.get("reasoning_tokens") or stats.thought_tokens
     stats.dropped_messages = usage.get("dropped_messages", 0)
     stats.waited = usage.get("waited", 0.0)
-
-
-@contextmanager
-def words_for_errors(url: str) -> Iterator[None]:
-    """Turn httpx's errors into such as a person can act upon."""
-    try:
-        yield
-    except httpx.ReadTimeout as error:
-        raise TimeoutError(f"{url} was silent for too long.") from error
-    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise ConnectionError(f"No server answers at {url}. Is it running? ({error})") from error
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise ValueError(f"{url} is no address of a server ({error}).") from error
-    except httpx.HTTPError as error:
-        raise ConnectionError(f"The connection to {url} broke off ({error}).") from error
-    except (json.JSONDecodeError, KeyError) as error:
-        raise ConnectionError(f"What answers at {url} is no OpenAI-compatible server.") from error
-
-
-def refusal(url: str, status: int, body: bytes) -> Exception:
-    """The error that an HTTP status stands for, in the server's own words if it has some."""
-    try:
-        words = error_words(json.loads(body))
-    except ValueError:
-        words = body[:200].decode("utf-8", "replace")
-    if status in (401, 403):
-        return PermissionError(f"{url} wants an API key: set LLM_CHATBOT_API_KEY. ({words})")
-    if status in (400, 404, 413, 422):
-        return ValueError(words or f"{url} refused the request (HTTP {status}).")
-    return RuntimeError(words or f"{url} failed (HTTP {status}).")
-
-
-def error_words(body: Any) -> str:
-    """The message in an error's JSON, whichever shape the server gives it."""
-    error = body.get("error", body) if isinstance(body, dict) else body
-    message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
-    return str(message or error)

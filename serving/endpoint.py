@@ -21,18 +21,9 @@ from starlette.types import Receive, Scope, Send
 from chat import Chat, Delta
 from serving.answers import Answer, Places
 from serving.metrics import Metrics
-from serving.schema import (
-    DONE,
-    ApiError,
-    ChatRequest,
-    Envelope,
-    event,
-    model_entry,
-    read_json,
-    read_request,
-    to_json,
-)
+from serving.schema import ApiError, ChatRequest, read_json, read_request
 from serving.security import BODY_LIMIT, Guard, error_response, read_body
+from serving.wire import DONE, Envelope, event, model_entry, to_json
 
 Result = TypeVar("Result")
 
@@ -159,8 +150,7 @@ class Endpoint:
             first = await unless_gone(http, answer.begin())
             if request.stream:
                 return EventStream(events(answer, first, request, envelope), answer)
-            text, thought = await unless_gone(http, whole(answer, first))
-            return json_response(envelope.completion(text, thought, answer.stats))
+            return json_response(await unless_gone(http, whole(answer, first, request, envelope)))
         except BaseException:
             answer.close()
             raise
@@ -206,26 +196,31 @@ async def client_gone(http: Request) -> None:
         pass
 
 
-async def whole(answer: Answer, delta: Delta | None) -> tuple[str, str]:
-    """Text and thoughts of an answer, from its first piece on."""
-    pieces = {False: [], True: []}
+async def whole(answer: Answer, delta: Delta | None, request: ChatRequest, envelope: Envelope) -> dict:
+    """The answer in one piece, from its first delta on."""
+    pieces, logprobs = {False: [], True: []}, [*answer.logprobs]
     while delta is not None:
         pieces[delta.is_thought].append(delta)
         delta = await answer.next()
-    return "".join(pieces[False]), "".join(pieces[True])
+        logprobs += answer.logprobs
+    text, thought = "".join(pieces[False]), "".join(pieces[True])
+    wanted = request.sampling.logprobs is not None
+    return envelope.completion(text, thought, answer.stats, logprobs if wanted else None)
 
 
 async def events(
     answer: Answer, delta: Delta | None, request: ChatRequest, envelope: Envelope
 ) -> AsyncIterator[bytes]:
     """The answer as server-sent events, from its first piece on."""
+    wanted = request.sampling.logprobs is not None
     try:
         yield event(envelope.chunk({"role": "assistant", "content": ""}))
         while delta is not None:
             field = "reasoning_content" if delta.is_thought else "content"
-            yield event(envelope.chunk({field: delta}))
+            yield event(envelope.chunk({field: delta}, logprobs=answer.logprobs if wanted else None))
             delta = await answer.next()
-        yield event(envelope.chunk({}, answer.stats.finish_reason))
+        rest = (answer.logprobs or None) if wanted else None
+        yield event(envelope.chunk({}, answer.stats.finish_reason, rest))
         if request.include_usage:
             yield event(envelope.usage_chunk(answer.stats))
         yield DONE

@@ -1,17 +1,15 @@
-"""The wire format of the endpoint: OpenAI's chat completions, read strictly and written exactly.
+"""What clients may ask: the fields of OpenAI's chat completions, read strictly; and the one shape of errors.
 
-Knows the fields of a request and the JSON of answers and errors. Refuses to know HTTP servers, threads and
-models: which options a model has it is told by `sampling.OPTIONS` and by the chat itself.
+Knows the fields of a request. Refuses to know HTTP servers, threads and models: which options a model has it
+is told by `sampling.OPTIONS` and by the chat itself.
 """
 
 import json
-import time
-import uuid
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from chat import Chat, Message, ReplyStats
+from chat import Chat, Message
 from sampling import OPTIONS, SamplingParams
 
 # What OpenAI's clients call the length of a reply, the name that wins last.
@@ -19,8 +17,6 @@ LENGTH_NAMES = ("max_tokens", "max_completion_tokens")
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 KINDS = {bool: "true or false", str: "text", dict: "an object", int: "a whole number", list: "a list"}
 NO_TOOLS = "Tools are not supported here: this server's models answer in text only. Ask without"
-# JSON allows them in strings, but readers that split lines as Unicode does would tear events apart.
-LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
 class ApiError(Exception):
@@ -159,7 +155,7 @@ def _read_sampling(fields: Mapping[str, Any], defaults: SamplingParams) -> Sampl
     """The chat's own sampling with what the request changes, one by one, so that errors name the field."""
     names = {option: [option] for option in OPTIONS if option != "logprobs"}
     names.setdefault("max_new_tokens", []).extend(LENGTH_NAMES)
-    sampling = defaults
+    sampling = replace(defaults, logprobs=_read_logprobs(fields))
     for option, spellings in names.items():
         for name in spellings:
             value = fields.get(name)
@@ -174,6 +170,19 @@ def _read_sampling(fields: Mapping[str, Any], defaults: SamplingParams) -> Sampl
             except ValueError as error:
                 raise ApiError(400, str(error).replace(option, name), name) from error
     return sampling
+
+
+def _read_logprobs(fields: Mapping[str, Any]) -> int | None:
+    """What `SamplingParams.logprobs` is to be."""
+    top = _field(fields, "top_logprobs", int, None)
+    if not _field(fields, "logprobs", bool, False):
+        if top:
+            raise ApiError(400, "top_logprobs needs logprobs: true.", "top_logprobs")
+        return None
+    try:
+        return SamplingParams(logprobs=top or 0).logprobs
+    except ValueError as error:
+        raise ApiError(400, str(error).replace("logprobs", "top_logprobs"), "top_logprobs") from error
 
 
 def _read_template_options(fields: Mapping[str, Any], known: Mapping[str, tuple]) -> dict[str, Any]:
@@ -219,88 +228,3 @@ def _refuse_constant(name: str) -> None:
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else f"{text[:40]}…"
-
-
-def to_json(value: Any) -> bytes:
-    """JSON in UTF-8 that holds no line breaks, not even Unicode's."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.translate(LINE_BREAKS).encode("utf-8", "replace")  # lone surrogates cannot be encoded
-
-
-def event(value: Any) -> bytes:
-    """A server-sent event that holds JSON."""
-    return b"data: " + to_json(value) + b"\n\n"
-
-
-DONE = b"data: [DONE]\n\n"
-
-
-class Envelope:
-    """What all parts of one answer share: its id, the time (s since 1970) and the model's name."""
-
-    def __init__(self, model: str):
-        self._id = f"chatcmpl-{uuid.uuid4().hex}"
-        self._created = int(time.time())
-        self._model = model
-
-    def _wrap(self, kind: str, choices: Sequence[dict], usage: dict | None) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": kind,
-            "created": self._created,
-            "model": self._model,
-            "choices": choices,
-            "usage": usage,
-        }
-
-    def completion(self, text: str, thought: str, stats: ReplyStats) -> dict[str, Any]:
-        """A whole answer."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        if thought:
-            message["reasoning_content"] = thought
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": stats.finish_reason}
-        return self._wrap("chat.completion", [choice], usage(stats))
-
-    def chunk(self, delta: Mapping[str, str], finish_reason: str | None = None) -> dict[str, Any]:
-        """A piece of an answer."""
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return self._wrap("chat.completion.chunk", [choice], None)
-
-    def usage_chunk(self, stats: ReplyStats) -> dict[str, Any]:
-        """The last piece, for those who asked for it."""
-        return self._wrap("chat.completion.chunk", [], usage(stats))
-
-
-def usage(stats: ReplyStats) -> dict[str, Any]:
-    """What an answer cost, in tokens. The last two fields are our own; `waited` is seconds in the queue."""
-    return {
-        "prompt_tokens": stats.prompt_tokens,
-        "completion_tokens": stats.new_tokens,
-        "total_tokens": stats.prompt_tokens + stats.new_tokens,
-        "prompt_tokens_details": {"cached_tokens": stats.reused_tokens},
-        "completion_tokens_details": {"reasoning_tokens": stats.thought_tokens},
-        "dropped_messages": stats.dropped_messages,
-        "waited": stats.waited,
-    }
-
-
-def model_entry(name: str, created: int, chat: Chat) -> dict[str, Any]:
-    """What `/v1/models` says of a model.
-
-    `max_model_len` is vLLM's name for the context. Under "chat" stands what the page shows of a chat; it is
-    read by `serving.client`.
-    """
-    return {
-        "id": name,
-        "object": "model",
-        "created": created,
-        "owned_by": "llm-chatbot",
-        "max_model_len": chat.max_context,
-        "chat": {
-            "description": chat.description,
-            "system_prompt": chat.system_prompt,
-            "max_requests": chat.max_requests,
-            "defaults": asdict(chat.defaults),
-            "template_options": chat.template_options,
-        },
-    }

@@ -15,7 +15,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from serving.schema import ApiError, to_json
+from serving.schema import ApiError
+from serving.wire import to_json
 
 BODY_LIMIT = 1_000_000  # bytes
 BODY_SECONDS = 30

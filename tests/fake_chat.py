@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
-from chat import Delta, ReplyStats
+from chat import Delta, ReplyStats, TokenLogprob
 from sampling import SamplingParams
 from serving.api import build_app, make_server, serve
 
@@ -19,11 +19,13 @@ class FakeReply:
 
     waiting = False
 
-    def __init__(self, chat: "FakeChat", pieces: list, reason: str):
+    def __init__(self, chat: "FakeChat", pieces: list, reason: str, others: int | None):
         self._chat = chat
         self._pieces = iter(pieces)
         self._reason = reason
+        self._others = others
         self._readers: set[int] = set()
+        self.logprobs: list[TokenLogprob] = []
         self.stats = ReplyStats(prompt_tokens=7, reused_tokens=3, dropped_messages=chat.dropped)
 
     def __iter__(self):
@@ -44,6 +46,9 @@ class FakeReply:
             self.stats.new_tokens += 1
             self.stats.thought_tokens += piece.is_thought
             self._chat.computed += 1
+            if self._others is not None:
+                others = {"€": -1.0, "�": -2.0}
+                self.logprobs.append(TokenLogprob(piece, -0.5, dict(list(others.items())[: self._others])))
             return piece
         if self.stats.finish_reason is None:
             self.stats.finish_reason = self._reason
@@ -79,7 +84,7 @@ class FakeChat:
             raise ValueError("The template refuses this.")
         pieces = self._pieces(self) if callable(self._pieces) else self._pieces
         pieces = (Delta(piece) if type(piece) is str else piece for piece in pieces)
-        return FakeReply(self, pieces, self._reason)
+        return FakeReply(self, pieces, self._reason, (sampling or self.defaults).logprobs)
 
     def generate(self, messages, sampling=None, template_options=None):
         return "".join(d for d in self.stream(messages, sampling, template_options) if not d.is_thought)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -12,11 +13,11 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from fake_chat import DEADLINE, FakeChat, after, computing_the_prompt, served, served_app, talking
 from fastapi import FastAPI
 
 import serving.security
 from chat import Delta
-from fake_chat import DEADLINE, FakeChat, after, computing_the_prompt, served, served_app, talking
 from sampling import OPTIONS
 from serving.answers import WAITING
 from serving.api import build_app
@@ -27,6 +28,10 @@ HELLO = [{"role": "user", "content": "Hello"}]
 def post(address: str, *, timeout: float = DEADLINE, **fields) -> httpx.Response:
     body = {"messages": HELLO} | fields
     return httpx.post(f"{address}/v1/chat/completions", json=body, timeout=timeout)
+
+
+def openai_client(address: str, api_key: str = "none", **options) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key=api_key, **({"timeout": DEADLINE} | options))
 
 
 def chunks(response: httpx.Response) -> list[dict]:
@@ -48,12 +53,12 @@ def error_of(response: httpx.Response, status: int) -> dict:
     return body["error"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def chat():
     return FakeChat()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def address(chat):
     with served(chat) as address:
         yield address
@@ -61,7 +66,7 @@ def address(chat):
 
 @pytest.fixture
 def client(address):
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=DEADLINE) as client:
+    with openai_client(address) as client:
         yield client
 
 
@@ -150,11 +155,13 @@ def test_empty_answer(stream):
 
 def test_line_breaks_of_unicode_do_not_tear_events():
     text = "a\u2028b\u2029c\x85d\ne"
-    with served(FakeChat([text])) as address:
-        with httpx.stream(
+    with (
+        served(FakeChat([text])) as address,
+        httpx.stream(
             "POST", f"{address}/v1/chat/completions", json={"messages": HELLO, "stream": True}
-        ) as response:
-            lines = [line for line in response.iter_lines() if line]
+        ) as response,
+    ):
+        lines = [line for line in response.iter_lines() if line]
     assert json.loads(lines[1].removeprefix("data: "))["choices"][0]["delta"]["content"] == text
 
 
@@ -166,14 +173,14 @@ def test_stream_tells_proxies_not_to_keep_it(address):
 
 def test_words_arrive_while_the_model_still_speaks():
     go_on = threading.Event()
-    with served(FakeChat(["first ", *after(go_on, "second")])) as address:
-        with openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=DEADLINE) as client:
-            parts = client.chat.completions.create(model="fake-chat", messages=HELLO, stream=True)
-            assert next(parts).choices[0].delta.role == "assistant"
-            assert next(parts).choices[0].delta.content == "first "
-            go_on.set()
-            assert next(parts).choices[0].delta.content == "second"
-            parts.close()
+    chat = FakeChat(["first ", *after(go_on, "second")])
+    with served(chat) as address, openai_client(address) as client:
+        parts = client.chat.completions.create(model="fake-chat", messages=HELLO, stream=True)
+        assert next(parts).choices[0].delta.role == "assistant"
+        assert next(parts).choices[0].delta.content == "first "
+        go_on.set()
+        assert next(parts).choices[0].delta.content == "second"
+        parts.close()
 
 
 def test_async_openai_client(address):
@@ -186,13 +193,9 @@ def test_async_openai_client(address):
 
 
 def test_answers_at_once_get_their_own_words():
-    def echo(chat: FakeChat) -> list[str]:
-        return [chat.asked[-1][0][-1]["content"]]
-
     class Echo(FakeChat):
         def stream(self, messages, sampling=None, template_options=None):
-            self_with_words = FakeChat([messages[-1]["content"]])
-            return self_with_words.stream(messages, sampling, template_options)
+            return FakeChat([messages[-1]["content"]]).stream(messages)
 
     with served(Echo()) as address, ThreadPoolExecutor(8) as pool:
         questions = [f"question {number}" for number in range(16)]
@@ -201,11 +204,34 @@ def test_answers_at_once_get_their_own_words():
         assert [answer.json()["choices"][0]["message"]["content"] for answer in answers] == questions
 
 
+def test_log_probabilities(client):
+    answer = client.chat.completions.create(model="fake-chat", messages=HELLO, logprobs=True, top_logprobs=2)
+    tokens = answer.choices[0].logprobs.content
+    assert [token.token for token in tokens] == ["Hello", ", ", "world"]
+    assert tokens[0].logprob == -0.5
+    assert bytes(tokens[0].bytes) == b"Hello"
+    euro, half_a_character = tokens[0].top_logprobs
+    assert (bytes(euro.bytes).decode(), half_a_character.bytes) == ("€", None)
+
+
+def test_log_probabilities_of_a_stream_come_with_their_text(address):
+    for part in chunks(post(address, stream=True, logprobs=True))[1:-1]:
+        (choice,) = part["choices"]
+        assert [token["token"] for token in choice["logprobs"]["content"]] == [choice["delta"]["content"]]
+        assert choice["logprobs"]["content"][0]["top_logprobs"] == []
+
+
+def test_no_log_probabilities_unasked(address):
+    assert post(address, logprobs=False).json()["choices"][0]["logprobs"] is None
+
+
 # The request
 
 
 def test_null_means_default(chat, address):
-    nulls = dict.fromkeys(["model", "stream", "stop", "n", "stream_options", "response_format", "tools"])
+    nulls = dict.fromkeys(
+        ["model", "stream", "top_logprobs", "stop", "n", "stream_options", "response_format", "tools"]
+    )
     nulls |= dict.fromkeys([*OPTIONS, "max_tokens", "max_completion_tokens", "chat_template_kwargs"])
     assert post(address, **nulls).status_code == 200
     assert chat.asked[-1][1] == FakeChat.defaults
@@ -284,6 +310,9 @@ def test_unknown_value_of_a_template_option(address):
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"model": 5}, "model"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": 5}, "logprobs"),
         ({"n": 2}, "n"),
         ({"n": 0}, "n"),
         ({"response_format": "json"}, "response_format"),
@@ -412,10 +441,11 @@ def test_while_the_model_is_loaded():
         assert post(address).status_code == 200
 
 
-def test_metrics(address):
-    post(address)
-    post(address, temperature=9)
-    figures = httpx.get(f"{address}/metrics")
+def test_metrics():
+    with served(FakeChat()) as address:
+        post(address)
+        post(address, temperature=9)
+        figures = httpx.get(f"{address}/metrics")
     assert figures.headers["content-type"].startswith("text/plain")
     lines = figures.text.splitlines()
     for line in (
@@ -441,7 +471,7 @@ def test_mounted_into_another_application():
     app.mount("/llm", build_app(FakeChat(), api_key="secret"))
     with served_app(app) as address:
         assert httpx.get(f"{address}/llm/health").status_code == 200
-        with openai.OpenAI(base_url=f"{address}/llm/v1", api_key="secret") as client:
+        with openai_client(f"{address}/llm", "secret") as client:
             answer = client.chat.completions.create(model="fake-chat", messages=HELLO)
     assert answer.choices[0].message.content == "Hello, world"
 
@@ -464,7 +494,7 @@ def test_model_that_fails_in_a_stream():
         assert response.status_code == 200
         last = response.text.strip().split("\n\n")[-1]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "model_failed"
-        with openai.OpenAI(base_url=f"{address}/v1", api_key="none") as client:
+        with openai_client(address) as client:
             parts = client.chat.completions.create(model="fake-chat", messages=HELLO, stream=True)
             with pytest.raises(openai.APIError, match="model failed"):
                 list(parts)
@@ -476,18 +506,17 @@ def test_openai_client_asks_again_after_a_failure():
     def pieces(_chat):
         return [troubles.pop()] if troubles else ["fine"]
 
-    with served(FakeChat(pieces)) as address:
-        with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=1) as client:
-            answer = client.chat.completions.create(model="fake-chat", messages=HELLO)
+    with served(FakeChat(pieces)) as address, openai_client(address, max_retries=1) as client:
+        answer = client.chat.completions.create(model="fake-chat", messages=HELLO)
     assert answer.choices[0].message.content == "fine"
 
 
 def test_timeout_of_openai_client_stops_the_model():
     chat = FakeChat(computing_the_prompt)
     with served(chat) as address:
-        with openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=0.2, max_retries=0) as client:
-            with pytest.raises(openai.APITimeoutError):
-                client.chat.completions.create(model="fake-chat", messages=HELLO)
+        client = openai_client(address, timeout=0.2, max_retries=0)
+        with client, pytest.raises(openai.APITimeoutError):
+            client.chat.completions.create(model="fake-chat", messages=HELLO)
         assert chat.closed.wait(DEADLINE)
 
 
@@ -591,11 +620,10 @@ def test_key_is_needed_for_everything_but_health():
                 assert error_of(response, 401)["code"] == "invalid_api_key"
                 assert response.headers["www-authenticate"] == "Bearer"
         assert httpx.get(f"{address}/health").status_code == 200
-        with openai.OpenAI(base_url=f"{address}/v1", api_key="secret") as client:
+        with openai_client(address, "secret") as client:
             assert client.models.list().data
-        with openai.OpenAI(base_url=f"{address}/v1", api_key="wrong") as client:
-            with pytest.raises(openai.AuthenticationError):
-                client.chat.completions.create(model="fake-chat", messages=HELLO)
+        with openai_client(address, "wrong") as client, pytest.raises(openai.AuthenticationError):
+            client.chat.completions.create(model="fake-chat", messages=HELLO)
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:80", "[::1]:8000", "10.0.0.7"])
@@ -603,7 +631,9 @@ def test_own_names(address, host):
     assert httpx.get(f"{address}/health", headers={"Host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "[", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "[", ""]
+)
 def test_other_names_are_refused(address, host):
     response = httpx.get(f"{address}/health", headers={"Host": host})
     assert error_of(response, 400)["code"] == "host_not_allowed"
@@ -646,26 +676,26 @@ def test_pages_that_were_allowed():
         assert "access-control-allow-origin" not in response.headers
 
 
+def connected(address: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=DEADLINE)
+
+
 def test_slow_body(monkeypatch):
     monkeypatch.setattr(serving.security, "BODY_SECONDS", 0.2)
-    with served(FakeChat()) as address:
-        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as connection:
-            connection.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
-                b"Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
-            )
-            connection.settimeout(DEADLINE)
-            assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+    with served(FakeChat()) as address, connected(address) as connection:
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+        )
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.parametrize("head", [b"", b"GET /health HTTP/1.1\r\nHost: local"])
 def test_slow_head(monkeypatch, head):
     monkeypatch.setattr(serving.security, "HEAD_SECONDS", 0.2)
-    with served(FakeChat()) as address:
-        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as connection:
-            connection.sendall(head)
-            connection.settimeout(DEADLINE)
-            assert connection.recv(1000) == b""
+    with served(FakeChat()) as address, connected(address) as connection:
+        connection.sendall(head)
+        assert connection.recv(1000) == b""
 
 
 def test_long_answer_is_no_slow_head(monkeypatch):
@@ -697,8 +727,6 @@ def process():
 
 
 def environment() -> dict[str, str]:
-    import os
-
     return os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
