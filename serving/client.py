@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from chat import Delta, Message, ReplyStats
+from chat import Delta, Message, ReplyStats, TokenLogprob
 from sampling import OPTIONS, SamplingParams
 from serving.client_errors import error_words, refusal, words_for_errors
 
@@ -157,6 +157,8 @@ class RemoteChatModel:
             wanted = self._is_ours or option.name in STANDARD or value != option.off
             if option.name != "logprobs" and value is not None and value != () and wanted:
                 request["max_tokens" if option.name == "max_new_tokens" else option.name] = value
+        if sampling.logprobs is not None:
+            request |= {"logprobs": True, "top_logprobs": sampling.logprobs}
         if template_options:
             request["chat_template_kwargs"] = dict(template_options)
         return request
@@ -173,8 +175,9 @@ class RemoteReply:
         self._loop = loop
         self._arrived: queue.SimpleQueue[Delta | Exception | None] = queue.SimpleQueue()
         self.stats = ReplyStats(prompt_tokens=0)
+        self.logprobs: list[TokenLogprob] = []
         # It does not hold this object, which so can see that nobody else does either.
-        self._work = receive(client, url, request, self.stats, self._arrived)
+        self._work = receive(client, url, request, self.stats, self.logprobs, self._arrived)
         self._future = None
         self._starting = threading.Lock()
         self._over = False
@@ -217,6 +220,7 @@ async def receive(
     url: str,
     request: dict[str, Any],
     stats: ReplyStats,
+    logprobs: list[TokenLogprob],
     arrived: "queue.SimpleQueue[Delta | Exception | None]",
 ) -> None:
     """Ask a server and put what it answers into a queue: deltas, then an error or None."""
@@ -225,7 +229,7 @@ async def receive(
             async with client.stream("POST", url, json=request) as response:
                 if response.status_code != 200:
                     raise refusal(url, response.status_code, await response.aread())
-                await _receive_deltas(response, stats, arrived)
+                await _receive_deltas(response, stats, logprobs, arrived)
         arrived.put(None)
     except Exception as error:  # belongs to who reads the reply
         stats.finish("error")
@@ -236,7 +240,12 @@ async def receive(
         raise
 
 
-async def _receive_deltas(response: httpx.Response, stats: ReplyStats, arrived: queue.SimpleQueue) -> None:
+async def _receive_deltas(
+    response: httpx.Response,
+    stats: ReplyStats,
+    logprobs: list[TokenLogprob],
+    arrived: queue.SimpleQueue,
+) -> None:
     started = time.perf_counter()
     reason = None
     async for chunk in events(response):
@@ -245,6 +254,9 @@ async def _receive_deltas(response: httpx.Response, stats: ReplyStats, arrived: 
         for choice in chunk.get("choices") or []:
             delta = choice.get("delta") or {}
             thought, text = delta.get("reasoning_content") or delta.get("reasoning"), delta.get("content")
+            for token in (choice.get("logprobs") or {}).get("content") or []:
+                others = {other["token"]: other["logprob"] for other in token.get("top_logprobs") or []}
+                logprobs.append(TokenLogprob(token["token"], token["logprob"], others))
             if thought or text:
                 stats.count_token(time.perf_counter() - started)  # put right by the usage at the end
             if thought:
