@@ -12,12 +12,14 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 
 import telemetry
 from chat import Chat
+from open_chat import add_model_options, open_chat
 from serving.endpoint import build_app
 from serving.security import ImpatientProtocol, is_loopback, own_names
 
@@ -25,63 +27,6 @@ __all__ = ["build_app", "main", "make_server", "serve"]
 
 KEEP_ALIVE = 10  # seconds; longer than the clients' pools keep a connection, so that they hang up first
 DRAIN = 30  # seconds that running answers get to finish when the server is told to end
-
-
-def add_model_options(parser: argparse.ArgumentParser, engine: str) -> None:
-    """Let a command choose a model, its weights and its engine.
-
-    Args:
-        engine: the default, "optimum" or "genai".
-    """
-    import config
-    import conversion
-
-    parser.add_argument(
-        "--model",
-        default=os.environ.get("LLM_CHATBOT_MODEL", config.DEFAULT_MODEL),
-        help="a catalogue name, a Hugging Face Hub id or a local folder (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        default=os.environ.get("LLM_CHATBOT_CHECKPOINT"),
-        help="a Hub id or a local folder to use instead of the model's own weights",
-    )
-    parser.add_argument("--precision", default="INT8", choices=list(conversion.FOLDER_NAMES))
-    parser.add_argument("--device", default="CPU", help="an OpenVINO device, or AUTO (default: %(default)s)")
-    parser.add_argument(
-        "--engine",
-        default=engine,
-        choices=["optimum", "genai"],
-        help="optimum answers one question at a time, genai (OpenVINO GenAI) several (default: %(default)s)",
-    )
-
-
-def open_chat(options: argparse.Namespace) -> Chat:
-    """The chat that the options of `add_model_options` describe; converted first if need be.
-
-    Raises:
-        OSError, ValueError: in words for whoever typed the command.
-    """
-    import config
-    import conversion
-    from chat import ChatModel
-
-    models_dir = os.environ.get("LLM_CHATBOT_MODELS_DIR", "models")
-    folder = conversion.prepare_model(options.model, options.precision, models_dir, options.checkpoint)
-    model, tokenizer = conversion.load_model(folder, options.device)
-    description = f"{options.precision} on {options.device}"
-    try:
-        if options.engine == "genai":
-            from genai_engine import GenAIEngine
-
-            model = GenAIEngine(folder, options.device)
-            description += ", OpenVINO GenAI"
-        return ChatModel(model, tokenizer, config.get_model_config(options.model), description)
-    except RuntimeError as error:  # all that OpenVINO raises, in its own words
-        raise ValueError(
-            f"OpenVINO cannot run {options.model} at {options.precision} on {options.device}: "
-            f"{str(error).strip()}\nChoose another --device, --precision or --engine."
-        ) from error
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -130,6 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     loading: Future[Chat] = Future()
     app = build_app(
         loading,
+        name=None if Path(options.model).expanduser().is_dir() else options.model,
         api_key=options.api_key,
         hosts={*own_names(options.host), *options.allow_host},
         cors=options.cors,

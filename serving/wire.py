@@ -105,7 +105,7 @@ def usage(stats: ReplyStats) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": stats.reused_tokens},
         "completion_tokens_details": {"reasoning_tokens": stats.thought_tokens},
         "dropped_messages": stats.dropped_messages,
-        "waited": stats.waited,
+        "waited": round(stats.waited, 3),
     }
 
 

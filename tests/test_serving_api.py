@@ -13,11 +13,11 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from fake_chat import DEADLINE, FakeChat, after, computing_the_prompt, served, served_app, talking
 from fastapi import FastAPI
 
 import serving.security
 from chat import Delta
+from fake_chat import DEADLINE, FakeChat, after, computing_the_prompt, served, served_app, talking
 from sampling import OPTIONS
 from serving.answers import WAITING
 from serving.api import build_app

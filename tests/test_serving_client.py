@@ -221,9 +221,10 @@ def test_model_that_fails_in_the_middle():
 
 
 def test_full_queue():
-    with stranger(lambda _: Response('{"error": {"message": "All places are taken."}}', 429)) as url:
-        with closing(RemoteChatModel(url)) as model, pytest.raises(RuntimeError, match="places are taken"):
-            model.generate(HELLO)
+    full = Response('{"error": {"message": "All places are taken."}}', 429)
+    told = pytest.raises(RuntimeError, match="places are taken")
+    with stranger(lambda _: full) as url, closing(RemoteChatModel(url)) as model, told:
+        model.generate(HELLO)
 
 
 def test_server_that_breaks_off():
@@ -326,6 +327,7 @@ def test_server_that_does_not_tell_its_models():
 
 
 def test_errors_of_another_shape():
-    with stranger(lambda _: Response('{"detail": "Too long"}', 422)) as url:
-        with closing(RemoteChatModel(url)) as model, pytest.raises(ValueError, match="Too long"):
-            model.generate(HELLO)
+    refused = Response('{"detail": "Too long"}', 422)
+    told = pytest.raises(ValueError, match="Too long")
+    with stranger(lambda _: refused) as url, closing(RemoteChatModel(url)) as model, told:
+        model.generate(HELLO)
