@@ -1,5 +1,6 @@
 # make install   virtual environment .venv with everything
 # make chat      the chat page on the default model      (arguments: make chat ARGS="--precision INT4")
+# make serve     the default model for other programs, at http://127.0.0.1:8000/v1
 # make doctor    what this machine has, and which model suits it; needs nothing installed
 # make lab       JupyterLab on the notebook
 # make bench     the measurements of benchmarks/; make bench-peers: beside other programs
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: install chat doctor lab bench bench-peers test notebook clean
+.PHONY: install chat serve doctor lab bench bench-peers test notebook clean
 
 install: .venv/installed
 
@@ -21,6 +22,9 @@ install: .venv/installed
 
 chat: install
 	$(BIN)/python chat_ui.py $(ARGS)
+
+serve: install
+	$(BIN)/python -m serving.api $(ARGS)
 
 # In the environment where there is one: it says what is missing there.
 doctor:

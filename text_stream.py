@@ -12,6 +12,8 @@ from thoughts import unfinished
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from engine import TokenStream
+
 
 @dataclass(frozen=True)
 class TokenLogprob:
@@ -19,20 +21,42 @@ class TokenLogprob:
 
     text: str
     logprob: float
-    others: dict[str, float]
+    others: tuple[tuple[str, float], ...]
 
 
-def token_texts(tokenizer: "PreTrainedTokenizerBase", before: int, tokens: Sequence[int]) -> list[str]:
-    """The text of each token, special ones included, as it would be written after the token `before`.
+class LogprobNotes:
+    """Notes, as tokens come, how probable they were; none where the engine was not asked for that.
 
-    Bytes that are no whole character become U+FFFD.
+    Args:
+        tokens: the reply.
+        before: the prompt's last token.
+
+    Attributes:
+        taken: the notes so far. Bytes that are no whole character are U+FFFD there.
     """
 
-    def decode(ids: list[int]) -> str:
-        return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", tokens: "TokenStream", before: int):
+        self._tokenizer = tokenizer
+        self._tokens = tokens
+        self._before = before
+        self.taken: list[TokenLogprob] = []
 
-    start = len(decode([before]))
-    return [decode([before, token])[start:] for token in tokens]
+    def take(self, token: int) -> None:
+        """Note the token that has come."""
+        number = len(self.taken)
+        if number < len(self._tokens.logprobs):
+            logprob, others = self._tokens.logprobs[number]
+            named = tuple((self._text(other), value) for other, value in others.items())
+            self.taken.append(TokenLogprob(self._text(token), logprob, named))
+        self._before = token
+
+    def _text(self, token: int) -> str:
+        """As it is written after the token before; special tokens too."""
+        start = len(self._decode([self._before]))
+        return self._decode([self._before, token])[start:]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 class TextDecoder:

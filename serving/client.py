@@ -5,19 +5,16 @@ it knows the name only.
 """
 
 import asyncio
-import json
-import queue
 import threading
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import httpx
 
-from chat import Delta, Message, ReplyStats, TokenLogprob
+from chat import Delta, Message
 from sampling import OPTIONS, SamplingParams
-from serving.client_errors import error_words, refusal, words_for_errors
+from serving.receiving import Receiver, refusal, words_for_errors
 
 CONNECT_SECONDS = 10
 SILENCE_SECONDS = 600  # without a byte from the server; a long prompt on a slow machine takes minutes
@@ -78,12 +75,16 @@ class RemoteChatModel:
     ) -> "RemoteReply":
         """The reply to the last message. The server is asked when the first piece is.
 
+        Where the answer breaks off, the server is asked once more, for the rest of it if it is ours;
+        `stats.resumed` tells.
+
         Raises:
             ValueError: the server refuses the messages or options. This and other errors come from the
                 iterator, since only the server knows.
         """
         request = self._request(messages, sampling or self.defaults, template_options or {})
-        return RemoteReply(self._loop, self._client, f"{self._url}/chat/completions", request)
+        receiver = Receiver(self._client, f"{self._url}/chat/completions", request, goes_on=self._is_ours)
+        return RemoteReply(self._loop, receiver)
 
     def generate(
         self,
@@ -169,15 +170,13 @@ class RemoteReply:
 
     waiting = False  # the server does not tell
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient, url: str, request: dict[str, Any]
-    ):
+    def __init__(self, loop: asyncio.AbstractEventLoop, receiver: Receiver):
         self._loop = loop
-        self._arrived: queue.SimpleQueue[Delta | Exception | None] = queue.SimpleQueue()
-        self.stats = ReplyStats(prompt_tokens=0)
-        self.logprobs: list[TokenLogprob] = []
+        self._arrived = receiver.arrived
+        self.stats = receiver.stats
+        self.logprobs = receiver.logprobs
         # It does not hold this object, which so can see that nobody else does either.
-        self._work = receive(client, url, request, self.stats, self.logprobs, self._arrived)
+        self._work = receiver.run()
         self._future = None
         self._starting = threading.Lock()
         self._over = False
@@ -213,90 +212,3 @@ class RemoteReply:
     def __del__(self):
         if not self._over:
             self.close()
-
-
-async def receive(
-    client: httpx.AsyncClient,
-    url: str,
-    request: dict[str, Any],
-    stats: ReplyStats,
-    logprobs: list[TokenLogprob],
-    arrived: "queue.SimpleQueue[Delta | Exception | None]",
-) -> None:
-    """Ask a server and put what it answers into a queue: deltas, then an error or None."""
-    try:
-        with words_for_errors(url):
-            async with client.stream("POST", url, json=request) as response:
-                if response.status_code != 200:
-                    raise refusal(url, response.status_code, await response.aread())
-                await _receive_deltas(response, stats, logprobs, arrived)
-        arrived.put(None)
-    except Exception as error:  # belongs to who reads the reply
-        stats.finish("error")
-        arrived.put(error)
-    except asyncio.CancelledError:
-        stats.finish("cancelled")
-        arrived.put(None)
-        raise
-
-
-async def _receive_deltas(
-    response: httpx.Response,
-    stats: ReplyStats,
-    logprobs: list[TokenLogprob],
-    arrived: queue.SimpleQueue,
-) -> None:
-    started = time.perf_counter()
-    reason = None
-    async for chunk in events(response):
-        if "error" in chunk:
-            raise RuntimeError(error_words(chunk))
-        for choice in chunk.get("choices") or []:
-            delta = choice.get("delta") or {}
-            thought, text = delta.get("reasoning_content") or delta.get("reasoning"), delta.get("content")
-            for token in (choice.get("logprobs") or {}).get("content") or []:
-                others = {other["token"]: other["logprob"] for other in token.get("top_logprobs") or []}
-                logprobs.append(TokenLogprob(token["token"], token["logprob"], others))
-            if thought or text:
-                stats.count_token(time.perf_counter() - started)  # put right by the usage at the end
-            if thought:
-                stats.thought_tokens += 1
-                arrived.put(Delta(thought, is_thought=True))
-            if text:
-                arrived.put(Delta(text))
-            reason = choice.get("finish_reason") or reason
-        if chunk.get("usage"):
-            read_usage(chunk["usage"], stats)
-    if reason is None:
-        raise ConnectionError("The server broke off the answer.")
-    stats.finish("length" if reason == "length" else "stop")
-
-
-async def events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The JSON of server-sent events, up to [DONE].
-
-    Lines end at line feeds only: httpx would split at Unicode's separators too, which JSON may contain.
-    """
-    rest = b""
-    async for piece in response.aiter_bytes():
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
-            if data == b"[DONE]":
-                return
-            if data:
-                yield json.loads(data)
-
-
-def read_usage(usage: Mapping[str, Any], stats: ReplyStats) -> None:
-    """Take a server's word for what a reply cost."""
-    stats.prompt_tokens = usage.get("prompt_tokens", 0)
-    counted, told = stats.new_tokens, usage.get("completion_tokens", stats.new_tokens)
-    if counted > 1 and told > 1 and stats.tokens_per_second is not None:
-        stats.tokens_per_second *= (told - 1) / (counted - 1)  # a delta may be several tokens, or none
-    stats.new_tokens = told
-    stats.reused_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-    details = usage.get("completion_tokens_details") or {}
-    stats.thought_tokens = details.get("reasoning_tokens") or stats.thought_tokens
-    stats.dropped_messages = usage.get("dropped_messages", 0)
-    stats.waited = usage.get("waited", 0.0)

@@ -81,7 +81,7 @@ def as_content(logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None
         return None
     content = [
         _entry(token.text, token.logprob)
-        | {"top_logprobs": [_entry(text, logprob) for text, logprob in token.others.items()]}
+        | {"top_logprobs": [_entry(text, logprob) for text, logprob in token.others]}
         for token in logprobs
     ]
     return {"content": content, "refusal": None}

@@ -47,8 +47,8 @@ class FakeReply:
             self.stats.thought_tokens += piece.is_thought
             self._chat.computed += 1
             if self._others is not None:
-                others = {"€": -1.0, "�": -2.0}
-                self.logprobs.append(TokenLogprob(piece, -0.5, dict(list(others.items())[: self._others])))
+                others = (("€", -1.0), ("\ufffd", -2.0))
+                self.logprobs.append(TokenLogprob(piece, -0.5, others[: self._others]))
             return piece
         if self.stats.finish_reason is None:
             self.stats.finish_reason = self._reason

@@ -116,7 +116,7 @@ def test_log_probabilities():
         stream = model.stream(HELLO, SamplingParams(logprobs=1))
         assert list(stream) == ["one"]
     (token,) = stream.logprobs
-    assert (token.text, token.logprob, token.others) == ("one", -0.5, {"€": -1.0})
+    assert (token.text, token.logprob, token.others) == ("one", -0.5, (("€", -1.0),))
 
 
 @pytest.mark.parametrize("text", ["a\u2028b\x85c\r\nd", "schöne Grüße 🙂"])
@@ -212,12 +212,55 @@ def test_model_that_fails():
         assert stream.stats.finish_reason == "error"
 
 
-def test_model_that_fails_in_the_middle():
-    with remote(FakeChat(["one", RuntimeError("x")])) as model:
+def failing_once(*pieces: str) -> Callable[[FakeChat], list]:
+    """Pieces of a reply that breaks off, and of a second one that does not."""
+    first, second = [*pieces, RuntimeError("x")], ["second"]
+    return lambda chat: first if len(chat.asked) == 1 else second
+
+
+def test_answer_that_breaks_off_is_asked_for_once_more_from_there_on():
+    chat = FakeChat(failing_once("first ", "and "))
+    with remote(chat) as model:
+        stream = model.stream(HELLO, SamplingParams(max_new_tokens=10))
+        assert "".join(stream) == "first and second"
+    messages, sampling, _ = chat.asked[1]
+    assert messages == [*HELLO, {"role": "assistant", "content": "first and "}]
+    assert sampling.max_new_tokens == 8
+    assert stream.stats.resumed
+    assert (stream.stats.new_tokens, stream.stats.finish_reason) == (3, "stop")
+
+
+def test_answer_that_goes_on_with_a_beginning_is_resumed_after_both():
+    chat = FakeChat(failing_once("first "))
+    with remote(chat) as model:
+        model.generate([*HELLO, {"role": "assistant", "content": "Zeroth, "}])
+    assert chat.asked[1][0][-1] == {"role": "assistant", "content": "Zeroth, first "}
+
+
+def test_answer_that_has_not_begun_is_asked_for_once_more():
+    chat = FakeChat(failing_once())
+    with remote(chat) as model:
         stream = model.stream(HELLO)
-        assert next(stream) == "one"
+        assert list(stream) == ["second"]
+    assert chat.asked[0] == chat.asked[1]
+    assert stream.stats.resumed
+
+
+def test_thought_that_breaks_off_is_not_resumed():
+    chat = FakeChat(failing_once(Delta("Hm", is_thought=True)))
+    with remote(chat) as model, pytest.raises(RuntimeError, match="The model failed"):
+        model.generate(HELLO)
+    assert len(chat.asked) == 1
+
+
+def test_answer_is_asked_for_no_third_time():
+    chat = FakeChat(["one ", RuntimeError("x")])
+    with remote(chat) as model:
+        stream = model.stream(HELLO)
+        assert [next(stream), next(stream)] == ["one ", "one "]
         with pytest.raises(RuntimeError, match="The model failed"):
             next(stream)
+    assert len(chat.asked) == 2
 
 
 def test_full_queue():
@@ -231,7 +274,7 @@ def test_server_that_breaks_off():
     with stranger(lambda _: events(chunk("one"))) as url, closing(RemoteChatModel(url)) as model:
         stream = model.stream(HELLO)
         assert next(stream) == "one"
-        with pytest.raises(ConnectionError, match="broke off"):
+        with pytest.raises(RuntimeError, match="broke off"):
             next(stream)
         assert stream.stats.finish_reason == "error"
 

@@ -75,6 +75,15 @@ def test_stop_text_over_several_tokens_is_never_shown(client):
     assert choices[-1].finish_reason == "stop"
 
 
+def test_log_probabilities_of_greedy_tokens_are_the_best(chat, client):
+    top = 1 if chat.max_requests == 1 else 0  # OpenVINO GenAI tells those of the chosen tokens only
+    whole = client.chat.completions.create(messages=QUESTION, logprobs=True, top_logprobs=top, **GREEDY)
+    tokens = whole.choices[0].logprobs.content
+    assert "".join(token.token for token in tokens) == whole.choices[0].message.content
+    assert all(token.logprob < 0 for token in tokens)
+    assert all(other.token == token.token for token in tokens for other in token.top_logprobs)
+
+
 def test_same_seed_same_answer(client):
     def answer(seed: int) -> str:
         options = GREEDY | {"temperature": 1.5}
