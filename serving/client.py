@@ -5,6 +5,7 @@ it knows the name only.
 """
 
 import asyncio
+import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -160,6 +161,9 @@ class RemoteChatModel:
                 request["max_tokens" if option.name == "max_new_tokens" else option.name] = value
         if sampling.logprobs is not None:
             request |= {"logprobs": True, "top_logprobs": sampling.logprobs}
+        if sampling.json_schema is not None:
+            schema = {"name": "answer", "schema": json.loads(sampling.json_schema)}
+            request["response_format"] = {"type": "json_schema", "json_schema": schema}
         if template_options:
             request["chat_template_kwargs"] = dict(template_options)
         return request

@@ -100,7 +100,6 @@ def read_request(fields: Mapping[str, Any], chat: Chat, names: Collection[str]) 
     stream_options = _field(fields, "stream_options", dict, {})
     if stream_options and not stream:
         raise ApiError(400, "stream_options need stream: true.", "stream_options")
-    _refuse_formats(_field(fields, "response_format", dict, {"type": "text"}))
     return ChatRequest(
         messages=_read_messages(fields.get("messages")),
         sampling=_read_sampling(fields, chat.defaults),
@@ -155,7 +154,8 @@ def _read_sampling(fields: Mapping[str, Any], defaults: SamplingParams) -> Sampl
     """The chat's own sampling with what the request changes, one by one, so that errors name the field."""
     names = {option: [option] for option in OPTIONS if option != "logprobs"}
     names.setdefault("max_new_tokens", []).extend(LENGTH_NAMES)
-    sampling = replace(defaults, logprobs=_read_logprobs(fields))
+    response_format = _field(fields, "response_format", dict, {"type": "text"})
+    sampling = replace(defaults, logprobs=_read_logprobs(fields), json_schema=_read_format(response_format))
     for option, spellings in names.items():
         for name in spellings:
             value = fields.get(name)
@@ -204,12 +204,21 @@ def _refuse_tools(fields: Mapping[str, Any]) -> None:
             raise ApiError(400, f"{NO_TOOLS} {name}.", name, "tools_not_supported")
 
 
-def _refuse_formats(response_format: Mapping[str, Any]) -> None:
-    kind = response_format.get("type")
-    if kind != "text":
-        raise ApiError(
-            400, f"response_format must be text: this engine cannot do {_shown(kind)}", "response_format"
-        )
+def _read_format(response_format: Mapping[str, Any]) -> str | None:
+    """What `SamplingParams.json_schema` is to be; whether the engine can follow one it says itself."""
+    kind, where = response_format.get("type"), "response_format"
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return json.dumps({"type": "object"})
+    if kind != "json_schema":
+        message = f"{where}.type must be text, json_object or json_schema, not {_shown(kind)}"
+        raise ApiError(400, message, f"{where}.type")
+    schema = _field(response_format, "json_schema", dict, {}).get("schema")
+    if not isinstance(schema, dict):
+        where = f"{where}.json_schema.schema"
+        raise ApiError(400, f"{where} must be a JSON schema, not {_shown(schema)}", where)
+    return json.dumps(schema)
 
 
 def _field(fields: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:

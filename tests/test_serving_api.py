@@ -288,6 +288,23 @@ def test_template_options(chat, address):
     assert chat.asked[-1][2] == {"enable_thinking": False}
 
 
+@pytest.mark.parametrize(
+    "response_format, schema",
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, {"type": "object"}),
+        (
+            {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "array"}}},
+            {"type": "array"},
+        ),
+    ],
+)
+def test_response_format(chat, address, response_format, schema):
+    assert post(address, response_format=response_format).status_code == 200
+    wanted = chat.asked[-1][1].json_schema
+    assert (None if wanted is None else json.loads(wanted)) == schema
+
+
 def test_unknown_value_of_a_template_option(address):
     error = error_of(post(address, chat_template_kwargs={"enable_thinking": "maybe"}), 400)
     assert error["param"] == "chat_template_kwargs.enable_thinking"
@@ -316,6 +333,8 @@ def test_unknown_value_of_a_template_option(address):
         ({"n": 2}, "n"),
         ({"n": 0}, "n"),
         ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
         ({"chat_template_kwargs": []}, "chat_template_kwargs"),
     ],
 )

@@ -84,6 +84,7 @@ def test_question_arrives_as_it_was_asked():
         max_new_tokens=5,
         seed=7,
         logprobs=2,
+        json_schema='{"type": "object"}',
     )
     messages = [
         {"role": "system", "content": ""},
