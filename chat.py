@@ -7,127 +7,37 @@ written (`prompt`), how tokens are computed (any engine will do) and where the t
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from config import ModelConfig
 from prompt import Message, Prompt, PromptWriter
+from reply import Chat, ReplyStats, ReplyStream
 from sampling import SamplingParams
+<<<<<<< HEAD
 from text_stream import TextDecoder, special_marks, split_at_stop
 from thoughts import Delta, ThoughtSplitter
+=======
+from text_stream import LogprobNotes, TextDecoder, TokenLogprob, split_at_stop
+from thoughts import Delta, ReasoningFormat, ThoughtSplitter
+>>>>>>> serving
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from engine import Engine, TokenStream
 
-__all__ = ["Chat", "ChatModel", "Delta", "Message", "ReplyStats", "ReplyStream", "SamplingParams"]
-
-
-@dataclass
-class ReplyStats:
-    """What a reply cost.
-
-    finish_reason: "stop" (the model ended it), "length", "cancelled" or "error"; None while it is running.
-    reused_tokens: how many of the prompt's tokens the engine still had in its KV cache; None before the first
-        token, and where the engine cannot tell.
-    dropped_messages: how many of the oldest messages were left out because the context was full.
-    new_tokens: of thought and answer; thought_tokens: those of the thought alone.
-    """
-
-    prompt_tokens: int
-    dropped_messages: int = 0
-    reused_tokens: int | None = None
-    new_tokens: int = 0
-    thought_tokens: int = 0
-    waited: float = 0.0  # seconds, until the engine had ended what came before
-    time_to_first_token: float | None = None  # seconds, the waiting included
-    tokens_per_second: float | None = None  # of the tokens after the first
-    finish_reason: str | None = None
-
-    def count_token(self, elapsed: float) -> None:
-        """Note a token that came `elapsed` seconds after the request."""
-        self.new_tokens += 1
-        if self.time_to_first_token is None:
-            self.time_to_first_token = elapsed
-        else:
-            self.tokens_per_second = (self.new_tokens - 1) / (elapsed - self.time_to_first_token)
-
-    def finish(self, reason: str) -> None:
-        """Note why the reply is over; the first reason stays."""
-        self.finish_reason = self.finish_reason or reason
-
-
-class ReplyStream:
-    """The text deltas of one reply. `close()` stops the model; `stats` is filled in as the reply goes."""
-
-    def __init__(self, deltas: Iterator[Delta], tokens: "TokenStream", stats: ReplyStats):
-        self._deltas = deltas
-        self._tokens = tokens
-        self._closed = False
-        self.stats = stats
-
-    @property
-    def waiting(self) -> bool:
-        """Whether the engine still computes other replies, so that this one has to wait."""
-        return self._tokens.waiting
-
-    @property
-    def logprobs(self) -> list[tuple[float, dict[int, float]]]:
-        """See `engine.TokenStream.logprobs`."""
-        return self._tokens.logprobs
-
-    def __iter__(self) -> "ReplyStream":
-        return self
-
-    def __next__(self) -> Delta:
-        if self._closed:
-            raise StopIteration
-        return next(self._deltas)
-
-    def close(self) -> None:
-        """Stop the model, at the latest after the token it is computing; harmless when the reply is over.
-
-        Any thread may call this, also while another one waits for the next delta: that one gets the text of
-        the token being computed, or StopIteration.
-        """
-        self._closed = True
-        self.stats.finish("cancelled")
-        # Not `_deltas.close()`: a generator cannot be closed while another thread is inside it.
-        self._tokens.close()
-
-
-class Chat(Protocol):
-    """What a page or an endpoint uses of a conversation partner, here or behind another endpoint.
-
-    name: of the model.
-    description: how it runs, in a few words; may be empty.
-    system_prompt: what a conversation without a system message begins with.
-    max_context: tokens of prompt and reply together, None if that is not known.
-    defaults: the sampling of a reply for which none is given.
-    max_requests: how many replies are computed at the same time.
-    template_options: the switches of the chat template, each with its values, the default first.
-    """
-
-    name: str
-    description: str
-    system_prompt: str | None
-    max_context: int | None
-    defaults: SamplingParams
-    max_requests: int
-    template_options: Mapping[str, tuple]
-
-    def stream(
-        self,
-        messages: Sequence[Message],
-        sampling: SamplingParams | None = None,
-        template_options: Mapping[str, Any] | None = None,
-    ) -> ReplyStream:
-        """The reply to the last message, as text deltas; see `ChatModel.stream`."""
-
-    def close(self) -> None:
-        """Give back what the model holds."""
+__all__ = [
+    "Chat",
+    "ChatModel",
+    "Delta",
+    "Message",
+    "ReplyStats",
+    "ReplyStream",
+    "SamplingParams",
+    "TokenLogprob",
+]
 
 
 class ChatModel:
@@ -249,7 +159,8 @@ class ChatModel:
         stats = ReplyStats(prompt_tokens=len(prompt.ids), dropped_messages=prompt.dropped_messages)
         spared = self.end_ids | self._prompts.template_ids
         tokens = self.engine.generate(prompt.ids, sampling, spared)
-        return ReplyStream(self._deltas(tokens, prompt, sampling, stats), tokens, stats)
+        notes = LogprobNotes(self.tokenizer, tokens, prompt.ids[-1])
+        return ReplyStream(self._deltas(tokens, prompt, sampling, stats, notes), tokens, stats, notes.taken)
 
     def generate(
         self,
@@ -266,12 +177,18 @@ class ChatModel:
         self.engine.close()
 
     def _deltas(
-        self, tokens: "TokenStream", prompt: Prompt, sampling: SamplingParams, stats: ReplyStats
+        self,
+        tokens: "TokenStream",
+        prompt: Prompt,
+        sampling: SamplingParams,
+        stats: ReplyStats,
+        notes: LogprobNotes,
     ) -> Iterator[Delta]:
         splitter = ThoughtSplitter(self._prompts.reasoning, prompt.in_thought, prompt.in_answer)
         try:
             with closing(tokens):
-                for text in self._texts(tokens, (*self.stop_strings, *sampling.stop), splitter, stats):
+                stops = (*self.stop_strings, *sampling.stop)
+                for text in self._texts(tokens, stops, splitter, stats, notes):
                     yield from splitter.add(text)
             if stats.finish_reason != "cancelled":
                 yield from splitter.flush()
@@ -283,7 +200,12 @@ class ChatModel:
             raise
 
     def _texts(
-        self, tokens: "TokenStream", stops: Sequence[str], splitter: ThoughtSplitter, stats: ReplyStats
+        self,
+        tokens: "TokenStream",
+        stops: Sequence[str],
+        splitter: ThoughtSplitter,
+        stats: ReplyStats,
+        notes: LogprobNotes,
     ) -> Iterator[str]:
         """The reply's text as it comes, the marks of thoughts included, up to where it ends."""
         decoder = TextDecoder(self.tokenizer)
@@ -298,6 +220,7 @@ class ChatModel:
             if token in self.end_ids and not (splitter.inside and mark == self._prompts.reasoning.closes):
                 stats.finish("stop")
                 break
+            notes.take(token)
             new = decoder.add(token) + mark
             visible, pending, stopped = split_at_stop(pending + new, stops)
             if visible:

@@ -4,12 +4,59 @@ Knows tokenizers' decoders and stop strings. Refuses to know engines and convers
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thoughts import ReasoningFormat, unfinished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from engine import TokenStream
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """How probable a token of a reply was (as a natural logarithm), and the most probable ones there."""
+
+    text: str
+    logprob: float
+    others: tuple[tuple[str, float], ...]
+
+
+class LogprobNotes:
+    """Notes, as tokens come, how probable they were; none where the engine was not asked for that.
+
+    Args:
+        tokens: the reply.
+        before: the prompt's last token.
+
+    Attributes:
+        taken: the notes so far. Bytes that are no whole character are U+FFFD there.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", tokens: "TokenStream", before: int):
+        self._tokenizer = tokenizer
+        self._tokens = tokens
+        self._before = before
+        self.taken: list[TokenLogprob] = []
+
+    def take(self, token: int) -> None:
+        """Note the token that has come."""
+        number = len(self.taken)
+        if number < len(self._tokens.logprobs):
+            logprob, others = self._tokens.logprobs[number]
+            named = tuple((self._text(other), value) for other, value in others.items())
+            self.taken.append(TokenLogprob(self._text(token), logprob, named))
+        self._before = token
+
+    def _text(self, token: int) -> str:
+        """As it is written after the token before; special tokens too."""
+        start = len(self._decode([self._before]))
+        return self._decode([self._before, token])[start:]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 class TextDecoder:

@@ -1,0 +1,180 @@
+"""Answers of a chat for an event loop: how many at once, how many may wait; each read by its own thread.
+
+Knows asyncio, threads and the chat's contract. Refuses to know HTTP: the endpoint on one machine and the
+replicas of a cluster use the same.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import replace
+
+from chat import Chat, Delta, ReplyStats, ReplyStream, TokenLogprob
+from serving.schema import ApiError, ChatRequest
+
+log = logging.getLogger(__name__)
+
+WAITING = 16  # requests that may wait for a place
+RETRY_AFTER = 5  # seconds that a client is told to wait where no more may
+
+
+class Places:
+    """The places of a chat: `limit` answers are computed at once, `WAITING` requests may wait their turn."""
+
+    def __init__(self, limit: int):
+        self._free = asyncio.Semaphore(limit)
+        self.running = 0
+        self.waiting = 0
+
+    async def enter(self) -> None:
+        """Wait for a place; `leave` gives it back.
+
+        Raises:
+            ApiError: 429, there are too many who wait.
+        """
+        if self._free.locked() and self.waiting >= WAITING:
+            message = f"All places are taken and {WAITING} requests wait. Ask again in {RETRY_AFTER} seconds."
+            raise ApiError(429, message, code="queue_full", retry_after=RETRY_AFTER)
+        self.waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self.waiting -= 1
+        self.running += 1
+
+    def leave(self) -> None:
+        """Make room for the next one."""
+        self.running -= 1
+        self._free.release()
+
+
+class Answer:
+    """One answer, from the request to its last word. Whoever holds it calls `close`, whatever happens.
+
+    Args:
+        ended: called once, when the answer is over or did not come to be: with how it ended and, if it has
+            begun, its stats.
+
+    An engine may refuse a second reply that the same thread has half read, so each is read by one thread that
+    does nothing else. It holds the place until the model has stopped, and not until the client has read all.
+
+    Attributes:
+        logprobs: of the tokens since the piece before, once `begin` or `next` has returned.
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        request: ChatRequest,
+        places: Places,
+        ended: Callable[[str, ReplyStats | None], None],
+    ):
+        self._chat = chat
+        self._request = request
+        self._places = places
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[Delta | ApiError | None, list[TokenLogprob]]] = asyncio.Queue()
+        self._stream: ReplyStream | None = None
+        self._closed = False
+        self._waited = 0.0
+        self.logprobs: list[TokenLogprob] = []
+
+    @property
+    def stats(self) -> ReplyStats:
+        """What the answer cost, the time in our queue included; there are none before its first piece."""
+        stats = self._stream.stats
+        first = stats.time_to_first_token
+        return replace(
+            stats,
+            waited=stats.waited + self._waited,
+            time_to_first_token=None if first is None else first + self._waited,
+        )
+
+    async def begin(self) -> Delta | None:
+        """The first piece, once there is a place; None where the answer is empty.
+
+        Raises:
+            ApiError: 429, see `Places.enter`; otherwise see `next`.
+        """
+        came = time.perf_counter()
+        try:
+            await self._places.enter()
+        except ApiError:
+            self._ended("queue_full", None)
+            raise
+        except asyncio.CancelledError:
+            self._ended("cancelled", None)
+            raise
+        self._waited = time.perf_counter() - came
+        threading.Thread(target=self._read, name="answer", daemon=True).start()
+        return await self.next()
+
+    async def next(self) -> Delta | None:
+        """The next piece, None after the last one.
+
+        Raises:
+            ApiError: 400, the chat refuses the messages; 500, the model failed.
+        """
+        event, self.logprobs = await self._events.get()
+        if isinstance(event, ApiError):
+            raise event
+        if event is None and self.stats.finish_reason not in ("stop", "length"):
+            raise ApiError(500, "The answer was broken off.", code="cancelled")
+        return event
+
+    def close(self) -> None:
+        """Stop the model, if it is still at it."""
+        self._closed = True
+        if self._stream is not None:
+            self._stream.close()
+
+    def _read(self) -> None:
+        """Hand on what the model says; in a thread."""
+        request, last = self._request, None
+        begun, told = False, 0
+        try:
+            self._stream = self._chat.stream(
+                request.messages, request.sampling, request.template_options or None
+            )
+            with closing(self._stream) as deltas:
+                if self._closed:  # while there was no stream to close
+                    deltas.close()
+                for delta in deltas:
+                    begun = True
+                    new = deltas.logprobs[told:]
+                    told += len(new)
+                    self._tell(self._events.put_nowait, (delta, new))
+        except ValueError as error:
+            # Who sees a chat of another machine refuse something sees it with the first piece.
+            last = failure(error) if begun else ApiError(400, str(error))
+        except Exception as error:
+            last = failure(error)
+        self._tell(self._end, last, self._stream.logprobs[told:] if self._stream else [])
+
+    def _end(self, last: ApiError | None, logprobs: list[TokenLogprob]) -> None:
+        self._places.leave()
+        if last is not None and last.status == 400:
+            self._ended("invalid", None)
+        elif self._stream is None:
+            self._ended("error", None)
+        else:
+            self._ended(self.stats.finish_reason or "error", self.stats)
+        self._events.put_nowait((last, logprobs))
+
+    def _tell(self, function: Callable, *arguments) -> None:
+        with suppress(RuntimeError):  # the loop has ended, and with it all who would listen
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def failure(error: Exception) -> ApiError:
+    """What a client is told when the model failed; the log has the rest."""
+    log.error("The model failed", exc_info=error)
+    return ApiError(
+        500,
+        f"The model failed ({type(error).__name__}). The server's log has the details.",
+        code="model_failed",
+    )

@@ -1,0 +1,377 @@
+"""A chat behind an endpoint: ours, and others that know less."""
+
+import gc
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from chat import Delta
+from fake_chat import DEADLINE, FakeChat, after, computing_the_prompt, served, served_app, talking
+from sampling import SamplingParams
+from serving.client import RemoteChatModel
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@contextmanager
+def remote(chat: FakeChat, **options) -> Iterator[RemoteChatModel]:
+    """A chat behind our endpoint."""
+    with served(chat, **options) as address, closing(RemoteChatModel(f"{address}/v1")) as model:
+        yield model
+
+
+@contextmanager
+def stranger(answer: Callable[[dict], Response], models=({"id": "other"},)) -> Iterator[str]:
+    """Another's endpoint, which answers as told and offers these models (None: does not tell)."""
+    app = FastAPI()
+
+    async def completions(http: Request) -> Response:
+        return answer(await http.json())
+
+    app.add_api_route("/v1/chat/completions", completions, methods=["POST"])
+    if models is not None:
+        app.add_api_route("/v1/models", lambda: {"data": list(models)})
+    with served_app(app) as address:
+        yield f"{address}/v1"
+
+
+def events(*lines: str) -> StreamingResponse:
+    return StreamingResponse(iter(f"data: {line}\n\n" for line in lines), media_type="text/event-stream")
+
+
+def chunk(text: str, reason: str | None = None) -> str:
+    return json.dumps({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": reason}]})
+
+
+# Behind our endpoint
+
+
+def test_text_and_stats():
+    with remote(FakeChat(dropped=4)) as model:
+        stream = model.stream(HELLO)
+        assert list(stream) == ["Hello", ", ", "world"]
+    stats = stream.stats
+    assert (stats.prompt_tokens, stats.new_tokens, stats.reused_tokens) == (7, 3, 3)
+    assert (stats.dropped_messages, stats.finish_reason) == (4, "stop")
+    assert stats.time_to_first_token > 0
+    assert stats.tokens_per_second > 0
+
+
+def test_what_the_page_shows_of_the_chat():
+    with remote(FakeChat(max_requests=3)) as model:
+        assert (model.name, model.system_prompt, model.max_context) == ("fake-chat", "Be brief.", 1000)
+        assert model.description.startswith("no model at all, at http://127.0.0.1:")
+        assert model.defaults == FakeChat.defaults
+        assert model.template_options == FakeChat.template_options
+        assert model.max_requests == 3
+
+
+def test_question_arrives_as_it_was_asked():
+    chat = FakeChat()
+    sampling = SamplingParams(
+        temperature=0.25,
+        top_p=0.5,
+        top_k=0,
+        repetition_penalty=1.5,
+        min_p=0.1,
+        stop=("END",),
+        max_new_tokens=5,
+        seed=7,
+        logprobs=2,
+        json_schema='{"type": "object"}',
+    )
+    messages = [
+        {"role": "system", "content": ""},
+        *HELLO,
+        {"role": "assistant", "content": "Hi", "thought": "Hm"},
+        *HELLO,
+    ]
+    with remote(chat) as model:
+        model.generate(messages, sampling, {"enable_thinking": False})
+    assert chat.asked == [(messages, sampling, {"enable_thinking": False})]
+
+
+def test_without_sampling_the_servers_defaults():
+    chat = FakeChat()
+    with remote(chat) as model:
+        model.generate(HELLO)
+    assert chat.asked[0][1] == FakeChat.defaults
+
+
+def test_thoughts():
+    with remote(FakeChat([Delta("Hm.", is_thought=True), "Yes."])) as model:
+        stream = model.stream(HELLO)
+        assert [(str(delta), delta.is_thought) for delta in stream] == [("Hm.", True), ("Yes.", False)]
+        assert stream.stats.thought_tokens == 1
+        assert model.generate(HELLO) == "Yes."
+
+
+def test_log_probabilities():
+    with remote(FakeChat(["one"])) as model:
+        stream = model.stream(HELLO, SamplingParams(logprobs=1))
+        assert list(stream) == ["one"]
+    (token,) = stream.logprobs
+    assert (token.text, token.logprob, token.others) == ("one", -0.5, (("€", -1.0),))
+
+
+@pytest.mark.parametrize("text", ["a\u2028b\x85c\r\nd", "schöne Grüße 🙂"])
+def test_any_text(text):
+    with remote(FakeChat([text])) as model:
+        assert model.generate([{"role": "user", "content": text}]) == text
+
+
+def test_empty_answer():
+    with remote(FakeChat([])) as model:
+        assert list(model.stream(HELLO)) == []
+
+
+def test_words_arrive_while_the_model_still_speaks():
+    go_on = threading.Event()
+    with remote(FakeChat(["first ", *after(go_on, "second")])) as model:
+        stream = model.stream(HELLO)
+        assert next(stream) == "first "
+        go_on.set()
+        assert next(stream) == "second"
+
+
+def test_close_from_another_thread_in_the_prefill():
+    chat = FakeChat(computing_the_prompt)
+    with remote(chat) as model:
+        stream = model.stream(HELLO)
+        reader = threading.Thread(target=lambda: list(stream))
+        reader.start()
+        while not chat.asked:
+            chat.closed.wait(0.01)
+        stream.close()
+        reader.join(DEADLINE)
+        assert not reader.is_alive()
+        assert chat.closed.wait(DEADLINE)
+    assert stream.stats.finish_reason == "cancelled"
+
+
+def test_close_stops_the_model_within_two_tokens():
+    chat = FakeChat(talking)
+    with remote(chat) as model:
+        stream = model.stream(HELLO)
+        next(stream)
+        computed = chat.computed
+        stream.close()
+        assert chat.closed.wait(DEADLINE)
+        assert list(stream) == []
+    assert chat.computed <= computed + 2
+
+
+def test_stream_that_nobody_holds_stops_the_model():
+    chat = FakeChat(talking)
+    with remote(chat) as model:
+        next(model.stream(HELLO))
+        gc.collect()
+        assert chat.closed.wait(DEADLINE)
+
+
+def test_stream_that_is_not_read_asks_nothing():
+    chat = FakeChat()
+    with remote(chat) as model:
+        model.stream(HELLO).close()
+        model.generate(HELLO)
+    assert len(chat.asked) == 1
+
+
+def test_closing_the_chat_ends_its_replies():
+    chat = FakeChat(computing_the_prompt)
+    with remote(chat) as model:
+        stream = model.stream(HELLO)
+        reader = threading.Thread(target=lambda: list(stream))
+        reader.start()
+        while not chat.asked:
+            chat.closed.wait(0.01)
+        model.close()
+        reader.join(DEADLINE)
+        assert not reader.is_alive()
+        assert chat.closed.wait(DEADLINE)
+
+
+# Errors
+
+
+def test_refused_messages_are_a_value_error_in_the_servers_words():
+    with remote(FakeChat()) as model, pytest.raises(ValueError, match="The template refuses this"):
+        model.generate([{"role": "user", "content": "refuse"}])
+
+
+def test_model_that_fails():
+    with remote(FakeChat([RuntimeError("x")])) as model:
+        stream = model.stream(HELLO)
+        with pytest.raises(RuntimeError, match="The model failed"):
+            list(stream)
+        assert stream.stats.finish_reason == "error"
+
+
+def failing_once(*pieces: str) -> Callable[[FakeChat], list]:
+    """Pieces of a reply that breaks off, and of a second one that does not."""
+    first, second = [*pieces, RuntimeError("x")], ["second"]
+    return lambda chat: first if len(chat.asked) == 1 else second
+
+
+def test_answer_that_breaks_off_is_asked_for_once_more_from_there_on():
+    chat = FakeChat(failing_once("first ", "and "))
+    with remote(chat) as model:
+        stream = model.stream(HELLO, SamplingParams(max_new_tokens=10))
+        assert "".join(stream) == "first and second"
+    messages, sampling, _ = chat.asked[1]
+    assert messages == [*HELLO, {"role": "assistant", "content": "first and "}]
+    assert sampling.max_new_tokens == 8
+    assert stream.stats.resumed
+    assert (stream.stats.new_tokens, stream.stats.finish_reason) == (3, "stop")
+
+
+def test_answer_that_goes_on_with_a_beginning_is_resumed_after_both():
+    chat = FakeChat(failing_once("first "))
+    with remote(chat) as model:
+        model.generate([*HELLO, {"role": "assistant", "content": "Zeroth, "}])
+    assert chat.asked[1][0][-1] == {"role": "assistant", "content": "Zeroth, first "}
+
+
+def test_answer_that_has_not_begun_is_asked_for_once_more():
+    chat = FakeChat(failing_once())
+    with remote(chat) as model:
+        stream = model.stream(HELLO)
+        assert list(stream) == ["second"]
+    assert chat.asked[0] == chat.asked[1]
+    assert stream.stats.resumed
+
+
+def test_thought_that_breaks_off_is_not_resumed():
+    chat = FakeChat(failing_once(Delta("Hm", is_thought=True)))
+    with remote(chat) as model, pytest.raises(RuntimeError, match="The model failed"):
+        model.generate(HELLO)
+    assert len(chat.asked) == 1
+
+
+def test_answer_is_asked_for_no_third_time():
+    chat = FakeChat(["one ", RuntimeError("x")])
+    with remote(chat) as model:
+        stream = model.stream(HELLO)
+        assert [next(stream), next(stream)] == ["one ", "one "]
+        with pytest.raises(RuntimeError, match="The model failed"):
+            next(stream)
+    assert len(chat.asked) == 2
+
+
+def test_full_queue():
+    full = Response('{"error": {"message": "All places are taken."}}', 429)
+    told = pytest.raises(RuntimeError, match="places are taken")
+    with stranger(lambda _: full) as url, closing(RemoteChatModel(url)) as model, told:
+        model.generate(HELLO)
+
+
+def test_server_that_breaks_off():
+    with stranger(lambda _: events(chunk("one"))) as url, closing(RemoteChatModel(url)) as model:
+        stream = model.stream(HELLO)
+        assert next(stream) == "one"
+        with pytest.raises(RuntimeError, match="broke off"):
+            next(stream)
+        assert stream.stats.finish_reason == "error"
+
+
+def test_no_server():
+    with served(FakeChat()) as address:
+        pass
+    with pytest.raises(ConnectionError, match=rf"No server answers at {address}/v1.*running"):
+        RemoteChatModel(f"{address}/v1")
+
+
+def test_server_that_has_gone():
+    with served(FakeChat()) as address:
+        model = RemoteChatModel(f"{address}/v1")
+    with closing(model), pytest.raises(ConnectionError, match="No server answers"):
+        model.generate(HELLO)
+
+
+def test_key():
+    with served(FakeChat(), api_key="secret") as address:
+        with pytest.raises(PermissionError, match="LLM_CHATBOT_API_KEY"):
+            RemoteChatModel(f"{address}/v1")
+        with closing(RemoteChatModel(f"{address}/v1", api_key="secret")) as model:
+            assert model.generate(HELLO) == "Hello, world"
+
+
+def test_unknown_model():
+    with served(FakeChat()) as address, pytest.raises(ValueError, match="no model 'gpt-5', but fake-chat"):
+        RemoteChatModel(f"{address}/v1", "gpt-5")
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000/v1", "ftp://localhost/v1", "http://"])
+def test_no_address(url):
+    with pytest.raises(ValueError, match="no address of a server"):
+        RemoteChatModel(url)
+
+
+def test_address_of_something_else():
+    app = FastAPI()
+    app.add_api_route("/v1/models", lambda: Response("<html>"))
+    with served_app(app) as address, pytest.raises(ConnectionError, match="no OpenAI-compatible server"):
+        RemoteChatModel(f"{address}/v1")
+
+
+# Behind others' endpoints
+
+
+def test_other_servers_are_asked_for_what_all_know():
+    asked = []
+
+    def answer(request: dict) -> Response:
+        asked.append(request)
+        return events(chunk("one"), chunk("", "stop"), "[DONE]")
+
+    with stranger(answer) as url, closing(RemoteChatModel(url)) as model:
+        messages = [{"role": "system", "content": " "}, {"role": "user", "content": "Hi", "thought": "x"}]
+        assert model.generate(messages, SamplingParams(temperature=0.5, top_k=3)) == "one"
+    assert asked == [
+        {
+            "model": "other",
+            "messages": [{"role": "user", "content": "Hi"}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "temperature": 0.5,
+            "top_p": 1.0,
+            "top_k": 3,
+            "max_tokens": 256,
+        }
+    ]
+
+
+def test_what_is_not_known_of_other_servers():
+    with stranger(lambda _: events()) as url, closing(RemoteChatModel(url)) as model:
+        assert (model.name, model.system_prompt, model.max_context) == ("other", None, None)
+        assert (model.defaults, model.template_options) == (SamplingParams(), {})
+
+
+def test_server_without_usage():
+    lines = (chunk("one "), chunk("two"), chunk("", "length"), "[DONE]")
+    with stranger(lambda _: events(*lines)) as url, closing(RemoteChatModel(url)) as model:
+        stream = model.stream(HELLO)
+        assert list(stream) == ["one ", "two"]
+    assert (stream.stats.new_tokens, stream.stats.finish_reason) == (2, "length")
+
+
+def test_server_that_does_not_tell_its_models():
+    with stranger(lambda _: events(chunk("one", "stop")), models=None) as url:
+        with pytest.raises(ValueError, match="name the one you want"):
+            RemoteChatModel(url)
+        with closing(RemoteChatModel(url, "mine")) as model:
+            assert model.name == "mine"
+            assert model.generate(HELLO) == "one"
+
+
+def test_errors_of_another_shape():
+    refused = Response('{"detail": "Too long"}', 422)
+    told = pytest.raises(ValueError, match="Too long")
+    with stranger(lambda _: refused) as url, closing(RemoteChatModel(url)) as model, told:
+        model.generate(HELLO)
