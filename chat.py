@@ -15,13 +15,8 @@ from config import ModelConfig
 from prompt import Message, Prompt, PromptWriter
 from reply import Chat, ReplyStats, ReplyStream
 from sampling import SamplingParams
-<<<<<<< HEAD
-from text_stream import TextDecoder, special_marks, split_at_stop
+from text_stream import LogprobNotes, TextDecoder, TokenLogprob, special_marks, split_at_stop
 from thoughts import Delta, ThoughtSplitter
-=======
-from text_stream import LogprobNotes, TextDecoder, TokenLogprob, split_at_stop
-from thoughts import Delta, ReasoningFormat, ThoughtSplitter
->>>>>>> serving
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
