@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoint import stored_dtype
+from optimum_export import check_settings, export_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,8 +30,6 @@ def check_text_part(settings: dict) -> None:
     Raises:
         ValueError: names the text model's type and what can be done.
     """
-    from optimum_export import check_settings
-
     check_settings({"model_type": f"{settings['model_type']}_text"} | settings.get("text_config", {}))
 
 
@@ -41,8 +40,6 @@ def export_text_part(checkpoint_folder: Path, output: Path) -> None:
         ValueError: the checkpoint lacks weights of the text model; the message names the first.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from optimum_export import export_model
 
     whole = AutoConfig.from_pretrained(checkpoint_folder, trust_remote_code=False)
     config = whole.get_text_config(decoder=True)
@@ -80,8 +77,6 @@ def check_granite_hybrid(settings: dict) -> None:
 
 def export_granite_hybrid(checkpoint_folder: Path, output: Path) -> None:
     """Write a Granite 4 without Mamba layers as the Granite that computes the same; see `Route.export`."""
-    from optimum_export import export_model
-
     export_model(load_granite(checkpoint_folder), output)
 
 
