@@ -251,6 +251,7 @@ def test_entry_is_well_formed(name):
     assert entry.chat_template is None or "messages" in entry.chat_template
     assert entry.system_prompt is None or entry.system_prompt.strip()
     assert type(entry.stop_strings) is tuple and all(entry.stop_strings)
+    SamplingParams(**entry.sampling or {})  # raises where a field is unknown or out of range
 
 
 def test_names_and_model_ids_are_unique():

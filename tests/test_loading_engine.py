@@ -3,9 +3,9 @@
 import threading
 
 import pytest
-from fakes import ScriptedEngine
 
 from chat import ChatModel
+from fakes import ScriptedEngine
 from loading_engine import LoadingEngine
 from sampling import SamplingParams
 
