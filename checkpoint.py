@@ -5,6 +5,7 @@ know where the folder comes from and how it is converted: nothing here depends o
 checkpoint brings along is never run, and no weights are read.
 """
 
+import fnmatch
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from checkpoint_files import (
     weight_files,
 )
 from checkpoint_fit import check_fit, quantization_of
+from dequantize import is_dequantizable
 from weight_sizes import (
     DISK_SHARE,
     Weights,
@@ -40,6 +42,7 @@ from weight_sizes import (
 __all__ = [
     "DISK_SHARE",
     "METADATA_SUFFIXES",
+    "TOKENIZERS",
     "WEIGHTS",
     "Checkpoint",
     "Weights",
@@ -77,8 +80,6 @@ FOREIGN = {
     "flax_model.msgpack": "weights for Flax",
     "*.onnx": "a model in ONNX",
 }
-# What can be turned back into 16 bits with the libraries that are here, on a CPU: see `plain_checkpoint`.
-DEQUANTIZABLE = ("fp8", "mxfp4")
 # Older configurations say how they were quantized without saying by what.
 WITHOUT_METHOD = {"load_in_8bit": "bitsandbytes", "load_in_4bit": "bitsandbytes"}
 
@@ -92,7 +93,7 @@ class Checkpoint:
     files: the names of the files of weights.
     missing: those of them that are not in the folder but can be had.
     base: the model that an adapter changes, as its configuration names it: a Hub id or a folder.
-    quantization: the method by which others have quantized the weights; one of `DEQUANTIZABLE`, or None.
+    quantization: the method by which others have quantized the weights; see `dequantize`; or None.
     marked: files that begin with a byte order mark, which not every library reads.
     """
 
@@ -150,7 +151,7 @@ def look(folder: Path, coming: Collection[str] = ()) -> Checkpoint:
         files=tuple(weight_files(folder, names)),
         marked=tuple(sorted(file.name for file in metadata if file.read_bytes()[:3] == b"\xef\xbb\xbf")),
     )
-    fields = _look_at_adapter(folder) if kind == "adapter" else _look_at_settings(seen)
+    fields = _look_at_adapter(folder) if kind == "adapter" else _look_at_settings(seen, names)
     missing = missing_files(folder, seen.files)
     lost = sorted(set(missing) - set(coming))
     if lost:
@@ -171,14 +172,18 @@ def check_checkpoint(folder: Path) -> None:
     look(folder)
 
 
-def check_metadata(folder: Path) -> None:
+def check_metadata(folder: Path, names: Collection[str] | None = None) -> None:
     """Refuse a transformers checkpoint without configuration or tokenizer, before its weights are there.
+
+    Args:
+        names: those of all files that are there or can be had; None for those in the folder.
 
     Raises:
         ValueError: names what is missing.
     """
+    names = [file.name for file in folder.iterdir()] if names is None else names
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a checkpoint folder: it has no config.json.{_foreign(folder)}")
+        raise ValueError(f"{folder} is not a checkpoint folder: it has no config.json.{_foreign(names)}")
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise ValueError(
             f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). "
@@ -186,17 +191,17 @@ def check_metadata(folder: Path) -> None:
         )
 
 
-def _look_at_settings(seen: Checkpoint) -> dict:
+def _look_at_settings(seen: Checkpoint, names: Collection[str]) -> dict:
     folder = seen.folder
-    check_metadata(folder)
+    check_metadata(folder, names)
     if not seen.files:
-        shards = sorted(file.name for file in folder.iterdir() if SHARD.fullmatch(file.name))
+        shards = sorted(filter(SHARD.fullmatch, names))
         if shards:
             index = re.sub(r"-\d+-of-\d+", "", shards[0]) + ".index.json"
             raise ValueError(
                 f"{folder} has parts of weights, such as {shards[0]}, but no {index}. Fetch it too."
             )
-        raise ValueError(f"{folder} has no weights (*.safetensors or *.bin).{_foreign(folder)}")
+        raise ValueError(f"{folder} has no weights (*.safetensors or *.bin).{_foreign(names)}")
     settings = read_settings(folder)
     quantized = quantization_of(settings)
     if seen.kind == "openvino" and "openvino_model.bin" not in seen.files:
@@ -205,7 +210,7 @@ def _look_at_settings(seen: Checkpoint) -> dict:
         return {"settings": settings}
     guess = next((method for key, method in WITHOUT_METHOD.items() if quantized.get(key)), "unknown")
     method = quantized.get("quant_method") or guess
-    if method not in DEQUANTIZABLE:
+    if not is_dequantizable(quantized):
         raise ValueError(
             f"{folder} has been quantized already, by the method {method!r} (quantization_config in "
             "config.json), which cannot be undone here. Take the original model that it was made from; "
@@ -246,6 +251,6 @@ def _look_at_gguf(folder: Path, names: Collection[str]) -> Checkpoint:
     return Checkpoint(folder, "gguf", files=tuple(files), missing=tuple(missing_files(folder, files)))
 
 
-def _foreign(folder: Path) -> str:
-    found = next((words for pattern, words in FOREIGN.items() if any(folder.glob(pattern))), None)
+def _foreign(names: Collection[str]) -> str:
+    found = next((words for pattern, words in FOREIGN.items() if fnmatch.filter(names, pattern)), None)
     return f" What it has is {found}; take the same model in transformers' format." if found else ""

@@ -67,6 +67,19 @@ def weight_files(folder: Path, names: Collection[str] | None = None) -> list[str
     return []
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether the files that must be there are there; quickly, without a look into them but the index."""
+    if folder.is_file():
+        return True
+    try:
+        files = weight_files(folder) if folder.is_dir() else []
+    except ValueError:
+        return False
+    names = {file.name for file in folder.iterdir()} if files else set()
+    settings = "adapter_config.json" if kind_of(names) == "adapter" else "config.json"
+    return bool(files) and names.issuperset([*files, *([] if kind_of(names) == "gguf" else [settings])])
+
+
 def fingerprint(folder: Path) -> str:
     """A hash over what a checkpoint folder, or a single file of weights, holds.
 
