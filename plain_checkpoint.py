@@ -4,7 +4,6 @@ Knows how an adapter is merged, which files must be cleaned, and whom to ask for
 `gguf_checkpoint`). Refuses to know where it came from and what it is converted to.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,9 +15,9 @@ from checkpoint_files import METADATA_SUFFIXES, WEIGHTS, read_header, weight_fil
 from checkpoint_fit import EMBEDDINGS
 from dequantize import dequantize
 from gguf_checkpoint import convert_gguf
-from model_source import FoundCheckpoint, fetch_weights
+from model_source import FoundCheckpoint
 from quiet import quiet_libraries
-from workspace import PARTIAL, check_disk, check_memory, show_progress
+from workspace import PARTIAL, check_disk, check_memory, link_or_copy, show_progress
 
 # Numbers in a byte of a quantized checkpoint, as far as it is quantized.
 PER_BYTE = {"mxfp4": 2}
@@ -37,7 +36,7 @@ def expected_plain_weights(found: FoundCheckpoint) -> Weights | None:
         weights = stored_weights(seen.folder)
         stored = sum((seen.folder / name).stat().st_size for name in seen.files)
     if seen.quantization:
-        return Weights(2 * stored * PER_BYTE.get(seen.quantization, 1), 2, weights.largest)
+        return Weights(_plain_size(seen, stored), 2, weights.largest)
     return weights
 
 
@@ -46,30 +45,28 @@ def plain_checkpoint(found: FoundCheckpoint, scratch: Path) -> Iterator[Path]:
     """The folder of an ordinary checkpoint, in a temporary one where there is none yet.
 
     Args:
-        found: its weights are fetched if need be.
+        found: with its weights.
         scratch: an existing folder with room for the weights at 16 bits.
 
     Raises:
-        ValueError, OSError: in words; see `model_source.fetch_checkpoint`.
+        ValueError, OSError: in words.
     """
-    folder = fetch_weights(found)
-    base = fetch_weights(found.base) if found.base else None
-    plain = _is_plain(look(folder)) and base is None
-    if plain:
-        yield folder
+    if _is_plain(found.seen):
+        yield found.folder
         return
     with tempfile.TemporaryDirectory(dir=scratch, suffix=PARTIAL) as temporary:
         output = Path(temporary)
-        if base and not _is_plain(look(base)):
-            (output / "base").mkdir()
-            _make_plain(look(base), output / "base")
-            base = output / "base"
-        (output / "plain").mkdir()
-        if base:
-            merge_adapter(base, folder, output / "plain")
+        if found.base:
+            with plain_checkpoint(found.base, output) as base:
+                merge_adapter(base, found.folder, output)
         else:
-            _make_plain(look(folder), output / "plain")
-        yield output / "plain"
+            _make_plain(found.seen, output)
+        yield output
+
+
+def _plain_size(seen: Checkpoint, stored: int) -> float:
+    """Bytes at 16 bits of a quantized checkpoint's weights, at the most."""
+    return 2 * PER_BYTE.get(seen.quantization, 1) * stored
 
 
 def _is_plain(seen: Checkpoint) -> bool:
@@ -83,16 +80,14 @@ def _make_plain(seen: Checkpoint, output: Path) -> None:
             convert_gguf(file, output)
         return
     if seen.quantization:
-        size = (
-            2 * PER_BYTE.get(seen.quantization, 1) * sum((seen.folder / f).stat().st_size for f in seen.files)
-        )
+        size = _plain_size(seen, sum((seen.folder / name).stat().st_size for name in seen.files))
         check_disk(output, size, f"Dequantizing {seen.folder.name}")
         with show_progress(f"Dequantizing from {seen.quantization}", output, size):
             dequantize(seen.folder, output)
     else:
         indices = [f"{name}.index.json" for name in WEIGHTS if (seen.folder / f"{name}.index.json").is_file()]
         for name in [*seen.files, *indices]:
-            _link(seen.folder / name, output / name)
+            link_or_copy(seen.folder / name, output / name)
     _copy_metadata(seen.folder, output)
 
 
@@ -139,18 +134,8 @@ def _copy_metadata(folder: Path, output: Path) -> None:
     """Put the small files of a checkpoint beside new weights, whose own configuration counts."""
     for file in folder.iterdir():
         copy = output / file.name
-        new = (
-            not copy.exists() and not file.name.endswith(".index.json") and file.name != "adapter_config.json"
-        )
-        if file.suffix in METADATA_SUFFIXES and file.is_file() and new:
+        others = file.name.endswith((".index.json", "adapter_config.json"))
+        if file.suffix in METADATA_SUFFIXES and file.is_file() and not others and not copy.exists():
             copy.write_bytes(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     if (templates := folder / "additional_chat_templates").is_dir():
         shutil.copytree(templates, output / templates.name)
-
-
-def _link(file: Path, link: Path) -> None:
-    """The same file under another name, without a copy of its content where the disk knows links."""
-    try:
-        os.link(file.resolve(), link)
-    except OSError:
-        shutil.copy2(file, link)

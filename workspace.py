@@ -74,6 +74,17 @@ def _rename_unused(folder: Path, aside: Path) -> None:
         ) from error
 
 
+def link_or_copy(file: Path, copy: Path) -> None:
+    """The same file in another place, without a copy of its content where both are on a disk that has links.
+
+    A link is the same content: replace such a file, never write into it.
+    """
+    try:
+        os.link(file.resolve(), copy)
+    except OSError:
+        shutil.copy2(file, copy)
+
+
 def exclusive(folder: Path) -> FileLock:
     """A lock between processes for the work that makes `folder`; a killed process frees it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
