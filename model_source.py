@@ -31,15 +31,20 @@ class FoundCheckpoint:
     """A checkpoint whose configuration and tokenizer are on this disk; its weights may still be elsewhere.
 
     name: a Hub id or a path.
-    revision: which state it is, see `checkpoint_revision`.
+    own_revision: which state it is, that of an adapter without what it changes.
     base: what an adapter changes.
     """
 
     name: str
     seen: Checkpoint
-    revision: str | None
+    own_revision: str
     on_hub: HubCheckpoint | None = None
     base: "FoundCheckpoint | None" = None
+
+    @property
+    def revision(self) -> str:
+        """Which state it is: see `checkpoint_revision`."""
+        return f"{self.own_revision}+{self.base.revision}" if self.base else self.own_revision
 
     @property
     def folder(self) -> Path:
@@ -98,7 +103,7 @@ def find_checkpoint(model: str | ModelConfig) -> FoundCheckpoint:
             f"of kind {base.seen.kind!r}. Write the original's Hub id or folder as base_model_name_or_path "
             "into its adapter_config.json."
         )
-    return replace(found, base=base, revision=f"{found.revision}+{base.revision}")
+    return replace(found, base=base)
 
 
 def fetch_weights(found: FoundCheckpoint) -> FoundCheckpoint:
@@ -110,16 +115,11 @@ def fetch_weights(found: FoundCheckpoint) -> FoundCheckpoint:
     Raises:
         Whatever `fetch_checkpoint` does.
     """
-    if found.base:
-        base = fetch_weights(found.base)
-        own = fetch_weights(
-            replace(found, base=None, revision=found.revision.removesuffix(f"+{found.base.revision}"))
-        )
-        return replace(own, base=base, revision=f"{own.revision}+{base.revision}")
+    base = fetch_weights(found.base) if found.base else None
     if found.on_hub is None:
-        return found
+        return replace(found, base=base)
     folder = fetch_from_hub(found.name, found.on_hub)
-    return FoundCheckpoint(found.name, look(folder), folder.name)
+    return FoundCheckpoint(found.name, look(folder), folder.name, base=base)
 
 
 def checkpoint_revision(model: str | ModelConfig) -> str | None:

@@ -27,13 +27,12 @@ COPY = "as_published"
 def find_ready_made(model: str | ModelConfig) -> tuple[Path, str] | None:
     """The folder on this disk that holds a model's OpenVINO IR, and its state; None if there is none."""
     name = model if isinstance(model, str) else model.model_id
+    bundled = isinstance(model, ModelConfig) and model.bundled
     if is_local(name):
         folder = Path(name).expanduser()
-    elif (
-        Path(name).is_absolute()
-        or (isinstance(model, ModelConfig) and model.bundled)
-        or not (folder := cached_snapshot(name))
-    ):
+    else:
+        folder = None if bundled or Path(name).is_absolute() else cached_snapshot(name)
+    if folder is None:
         return None
     if not folder.is_dir() or kind_of([file.name for file in folder.iterdir()]) != "openvino":
         return None
