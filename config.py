@@ -256,21 +256,22 @@ def get_model_config(model: str) -> ModelConfig:
     """The entry of a catalogue name, or a plain entry for a Hub id ("owner/name") or a local folder.
 
     A plain entry takes everything from the checkpoint: its template, end tokens and context length. A Hub id
-    may name a branch, tag or commit: "owner/name@v1.0". If its model is in the catalogue, the entry is that
-    one, but for where the weights come from.
+    means the weights on the Hub, and may name a branch, tag or commit: "owner/name@v1.0". If its model is in
+    the catalogue, the rest of the entry is that one's. A file of weights, *.gguf, can be named like a folder.
 
     Raises:
         ValueError: the name is none of the three; the message holds the nearest catalogue names.
     """
     if model in SUPPORTED_MODELS:
         return SUPPORTED_MODELS[model]
-    if model and Path(model).expanduser().is_dir():  # Path("") would be the current folder
+    local = Path(model).expanduser()
+    if model and (local.is_dir() or (local.suffix == ".gguf" and local.is_file())):  # Path("") would be "."
         return ModelConfig(model_id=model)
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", model):
-        model_id, _, revision = model.partition("@")
+        model_id = model.partition("@")[0]
         for entry in SUPPORTED_MODELS.values():
             if entry.model_id.lower() == model_id.lower():
-                return replace(entry, model_id=model, bundled=None) if revision else entry
+                return replace(entry, model_id=model, bundled=None)
         return ModelConfig(model_id=model)
     close = difflib.get_close_matches(model.lower(), SUPPORTED_MODELS, n=3, cutoff=0.4) or [DEFAULT_MODEL]
     raise ValueError(
