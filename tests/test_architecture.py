@@ -127,7 +127,7 @@ def private_names(text: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
             yield from (name for name in names if _is_private(name))
-        elif isinstance(node, ast.Attribute) and _is_private(node.attr):
+        elif isinstance(node, ast.Attribute) and _is_private(node.attr) and ast.unparse(node) != "os._exit":
             foreign_parent = isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "super"
             if foreign_parent or node.attr not in own:
                 yield f".{node.attr}"
@@ -155,6 +155,7 @@ def _is_private(name: str) -> bool:
         ("thing._hidden", ["._hidden"]),
         ("getattr(thing, '_hidden', None)", ["._hidden"]),
         ("thing.__class__", []),
+        ("import os\nos._exit(1)", []),  # documented
         ("class A:\n    def f(self):\n        self._mine = self._mine + 1", []),
         ("class A:\n    def _mine(self): ...\ndef f(a):\n    a._mine()", []),
         ("class A(Library):\n    def f(self):\n        self._of_the_library()", ["._of_the_library"]),
