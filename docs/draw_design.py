@@ -18,7 +18,18 @@ PICTURE = ROOT / "docs" / "design.svg"
 # Floors from the ground up, and modules from the ground up: each may import only what stands before it.
 FLOORS = {
     "ground": ("config", "telemetry", "quiet", "workspace"),
-    "source": ("checkpoint", "gguf_checkpoint", "model_source"),
+    "source": (
+        "checkpoint_files",
+        "checkpoint_fit",
+        "dequantize",
+        "weight_sizes",
+        "checkpoint",
+        "gguf_checkpoint",
+        "hub_source",
+        "wheel_source",
+        "model_source",
+        "plain_checkpoint",
+    ),
     "conversion": (
         "compression",
         "lifted_caps",
@@ -31,9 +42,12 @@ FLOORS = {
         "chat_templates",
         "chat_tokenizer",
         "tokenizer_check",
+        "tokenizer_files",
         "tuning",
         "sampling",
         "model_folder",
+        "recipe",
+        "ready_made",
         "conversion",
     ),
     "token ids": (
