@@ -1,23 +1,31 @@
-# make install   virtual environment .venv with everything
-# make chat      the chat page on the default model      (arguments: make chat ARGS="--precision INT4")
-# make serve     the default model for other programs, at http://127.0.0.1:8000/v1
-# make doctor    what this machine has, and which model suits it; needs nothing installed
-# make lab       JupyterLab on the notebook
-# make bench     the measurements of benchmarks/; make bench-peers: beside other programs
-# make test      the whole test suite, notebook run included
+# make install            virtual environment .venv with everything, by uv where it is found, else by pip
+# make chat               the chat page on the default model    (arguments: make chat ARGS="--precision INT4")
+# make lab                JupyterLab on the notebook
+# make serve              an endpoint for other programs, at http://127.0.0.1:8000/v1
+# make cluster            the same on many machines, with Ray Serve
+# make doctor             what this machine has, and which model suits it; needs nothing installed
+# make test, test-all     the quick tests with the notebook's run; all tests
+# make bench, bench-peers the measurements of benchmarks/; the same beside other programs
+# make notebook           run the notebooks from top to bottom and save their outputs
 
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+UV := $(shell command -v uv 2>/dev/null)
+INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
-.PHONY: install chat serve doctor lab bench bench-peers test notebook clean
+.PHONY: install chat serve cluster doctor lab bench bench-peers test test-all notebook clean
 
 install: .venv/installed
 
 .venv/installed: requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt -c constraints.txt
+	$(if $(UV),$(UV) venv --quiet --python $(PYTHON) .venv,$(PYTHON) -m venv .venv)
+	$(INSTALL) -r requirements.txt -r requirements-dev.txt -c constraints.txt
+	@touch $@
+
+.venv/installed-cluster: .venv/installed requirements-cluster.txt
+	$(INSTALL) -r requirements-cluster.txt -c constraints.txt
 	@touch $@
 
 chat: install
@@ -25,6 +33,9 @@ chat: install
 
 serve: install
 	$(BIN)/python -m serving.api $(ARGS)
+
+cluster: .venv/installed-cluster
+	$(BIN)/python -m serving.cluster $(ARGS)
 
 # In the environment where there is one: it says what is missing there.
 doctor:
@@ -55,10 +66,15 @@ LLAMA_CPP_FLAGS ?= -DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGG
 	@touch $@
 
 # Two at a time, the longest first: most of the suite is single-threaded.
-test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20 $(ARGS)
 
-notebook: install  # run it from top to bottom and save the outputs
+test: install
+	$(PYTEST) -m "not slow"
+
+test-all: test .venv/installed-cluster
+	$(PYTEST) -m slow
+
+notebook: install
 	$(BIN)/python run_notebook.py
 
 clean:

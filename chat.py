@@ -15,8 +15,8 @@ from config import ModelConfig
 from prompt import Message, Prompt, PromptWriter
 from reply import Chat, ReplyStats, ReplyStream
 from sampling import SamplingParams
-from text_stream import LogprobNotes, TextDecoder, TokenLogprob, split_at_stop
-from thoughts import Delta, ReasoningFormat, ThoughtSplitter
+from text_stream import LogprobNotes, TextDecoder, TokenLogprob, special_marks, split_at_stop
+from thoughts import Delta, ThoughtSplitter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,9 +76,6 @@ class ChatModel:
         self.system_prompt = config.system_prompt
         self.max_requests = self.engine.max_requests
         self.defaults = self.engine.defaults if config.sampling is None else SamplingParams(**config.sampling)
-        # They differ where another checkpoint takes the place of the entry's own.
-        limits = (config.max_context, self.engine.max_context)
-        self.max_context = min((limit for limit in limits if limit is not None), default=None)
         vocabulary = tokenizer.get_vocab()
         end_ids = self.engine.end_ids | {vocabulary[s] for s in config.stop_strings if s in vocabulary}
         if tokenizer.eos_token_id is not None:
@@ -96,6 +93,12 @@ class ChatModel:
         self._marks = special_marks(tokenizer, self._prompts.reasoning)
         if prefix := self._prompts.shared_prefix()[: self.max_context]:
             self.engine.prefill(prefix)
+
+    @property
+    def max_context(self) -> int | None:
+        """Tokens of prompt and reply together: the smaller of what the entry and the engine say."""
+        limits = (self.config.max_context, self.engine.max_context)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def encode(
         self, messages: Sequence[Message], template_options: Mapping[str, Any] | None = None
@@ -224,13 +227,6 @@ class ChatModel:
             stats.finish("length")
         if stats.finish_reason != "cancelled":
             yield pending + decoder.flush()
-
-
-def special_marks(tokenizer: "PreTrainedTokenizerBase", reasoning: ReasoningFormat) -> dict[int, str]:
-    """The special tokens by which a model marks its thoughts, and their texts, which decoders leave out."""
-    marks = " ".join((reasoning.opens, reasoning.closes, *reasoning.answer_opens, *reasoning.answer_closes))
-    added = tokenizer.added_tokens_decoder.items()
-    return {number: token.content for number, token in added if token.special and token.content in marks}
 
 
 def short_name(model_id: str) -> str:

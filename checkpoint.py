@@ -1,174 +1,256 @@
 """One look at a checkpoint folder: what it holds, whether it is whole, and what converting it will take.
 
-Knows the files of a transformers checkpoint and in which type its weights are stored. Refuses to know where
-the folder comes from and how it is converted: nothing here depends on OpenVINO. Code that a checkpoint brings
-along is never run.
+Knows the kinds of checkpoints that people have, and what their files must say to fit together. Refuses to
+know where the folder comes from and how it is converted: nothing here depends on OpenVINO. Code that a
+checkpoint brings along is never run, and no weights are read.
 """
 
-import hashlib
-import json
-from collections.abc import Collection, Iterable
+import fnmatch
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:
-    import torch
+from checkpoint_files import (
+    ADAPTERS,
+    METADATA_SUFFIXES,
+    OPENVINO,
+    SHARD,
+    WEIGHTS,
+    check_fetched,
+    check_weights,
+    fingerprint,
+    kind_of,
+    missing_files,
+    read_json,
+    read_settings,
+    weight_files,
+)
+from checkpoint_fit import check_fit, quantization_of
+from dequantize import is_dequantizable
+from weight_sizes import (
+    DISK_SHARE,
+    Weights,
+    disk_for,
+    expected_weights,
+    first_weights,
+    memory_for,
+    stored_dtype,
+    stored_weights,
+)
 
-# The suffixes of a checkpoint's files that are read. Python files are left where they are.
-METADATA_SUFFIXES = (".json", ".jinja", ".model", ".txt")
-# One file of this name holds the weights, or several that <name>.index.json lists.
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+__all__ = [
+    "DISK_SHARE",
+    "METADATA_SUFFIXES",
+    "TOKENIZERS",
+    "WEIGHTS",
+    "Checkpoint",
+    "Weights",
+    "check_checkpoint",
+    "check_metadata",
+    "disk_for",
+    "expected_weights",
+    "fingerprint",
+    "first_weights",
+    "kind_of",
+    "look",
+    "memory_for",
+    "missing_files",
+    "read_settings",
+    "stored_dtype",
+    "stored_weights",
+    "weight_files",
+]
 
-# Bytes of the written model in relation to the weights at 16 bits. Measured for a model shaped like
-# Llama-2-7B (13.5 GB): 1.00, 0.50 and 0.27; where embedding and head are a larger part, INT4 takes more.
-DISK_SHARE = {"FP16": 1.0, "INT8": 0.55, "INT4": 0.4}
-# Anonymous memory of a conversion: this many bytes, and so much in relation to the weights at 16 bits.
-# Measured for the same model: 0.9, 7.4 and 4.3 GB. Where the embedding is the larger part, compressing that
-# is what takes most, per element: 50432 x 4096 with three layers of MPT-7B took 2.3 GB at INT8 and INT4.
-MEMORY_BASE = 0.6e9
-MEMORY_SHARE = {"FP16": 0.03, "INT8": 0.55, "INT4": 0.35}
-MEMORY_PER_ELEMENT = {"FP16": 0, "INT8": 9, "INT4": 9}
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
+JSON_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "vocab.json",
+)
+# Formats of other programs, by their files, and what to take instead.
+FOREIGN = {
+    "*.pth": "weights in Meta's own format",
+    "tf_model.h5": "weights for TensorFlow",
+    "flax_model.msgpack": "weights for Flax",
+    "*.onnx": "a model in ONNX",
+}
+# Older configurations say how they were quantized without saying by what.
+WITHOUT_METHOD = {"load_in_8bit": "bitsandbytes", "load_in_4bit": "bitsandbytes"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `look` saw.
+
+    kind: "weights" (a transformers checkpoint), "adapter" (LoRA), "openvino" (converted already) or "gguf".
+    settings: the content of config.json, or of adapter_config.json; empty for "gguf".
+    files: the names of the files of weights.
+    missing: those of them that are not in the folder but can be had.
+    base: the model that an adapter changes, as its configuration names it: a Hub id or a folder.
+    quantization: the method by which others have quantized the weights; see `dequantize`; or None.
+    marked: files that begin with a byte order mark, which not every library reads.
+    """
+
+    folder: Path
+    kind: str
+    settings: dict = field(default_factory=dict, repr=False)
+    files: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    base: str | None = None
+    quantization: str | None = None
+    marked: tuple[str, ...] = ()
+
+    @property
+    def model_type(self) -> str | None:
+        """The architecture, as config.json names it."""
+        return self.settings.get("model_type")
+
+    @property
+    def whole(self) -> bool:
+        """Whether all the weights are in the folder."""
+        return not self.missing
+
+
+def look(folder: Path, coming: Collection[str] = ()) -> Checkpoint:
+    """Look at a checkpoint folder before any work is done with it; takes milliseconds for each file.
+
+    Args:
+        folder: with all the small files; or a single .gguf file.
+        coming: names of files that are not there yet but can be fetched, such as those of a listing.
+
+    Raises:
+        ValueError: names the file or the key that is wrong, and the way out.
+    """
+    if folder.is_file():
+        check_fetched(folder)
+        return Checkpoint(folder, "gguf", files=(folder.name,))
+    names = {file.name for file in folder.iterdir() if file.is_file()} | set(coming)
+    kind = kind_of(names)
+    if kind == "gguf":
+        return _look_at_gguf(folder, names)
+    metadata = [file for file in folder.iterdir() if file.is_file() and file.suffix in METADATA_SUFFIXES]
+    for file in metadata:
+        if file.name in JSON_FILES:
+            read_json(file)
+        elif file.name in TOKENIZERS or file.suffix == ".jinja":
+            check_fetched(file)
+    if kind == "weights" and "adapter_config.json" in names:
+        raise ValueError(
+            f"{folder} holds the weights of a model and of an adapter (adapter_config.json). Move the "
+            "adapter's files to a folder of their own, and name the one that is meant."
+        )
+    seen = Checkpoint(
+        folder,
+        kind,
+        files=tuple(weight_files(folder, names)),
+        marked=tuple(sorted(file.name for file in metadata if file.read_bytes()[:3] == b"\xef\xbb\xbf")),
+    )
+    fields = _look_at_adapter(folder) if kind == "adapter" else _look_at_settings(seen, names)
+    missing = missing_files(folder, seen.files)
+    lost = sorted(set(missing) - set(coming))
+    if lost:
+        raise ValueError(
+            f"{folder} is incomplete: {len(lost)} of {len(seen.files)} weight files are missing, "
+            f"the first is {lost[0]}. Fetch the checkpoint again."
+        )
+    for name in seen.files:
+        if name not in missing:
+            (check_fetched if kind == "openvino" else check_weights)(folder / name)
+    if kind == "weights":
+        check_fit(folder, fields["settings"], seen.files)
+    return Checkpoint(**vars(seen) | fields | {"missing": tuple(missing)})
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Refuse a folder that is not a whole transformers checkpoint with a tokenizer.
+    """Refuse a folder that is not a whole checkpoint. Raises what `look` does."""
+    look(folder)
+
+
+def check_metadata(folder: Path, names: Collection[str] | None = None) -> None:
+    """Refuse a transformers checkpoint without configuration or tokenizer, before its weights are there.
+
+    Args:
+        names: those of all files that are there or can be had; None for those in the folder.
 
     Raises:
         ValueError: names what is missing.
     """
-    check_metadata(folder)
-    needed = weight_files(folder)
-    if not needed:
-        raise ValueError(f"{folder} has no weights (*.safetensors or *.bin).")
-    missing = missing_files(folder, needed)
-    if missing:
-        raise ValueError(
-            f"{folder} is incomplete: {len(missing)} of {len(needed)} weight files are missing, "
-            f"the first is {missing[0]}. Fetch the checkpoint again."
-        )
-
-
-def check_metadata(folder: Path) -> None:
-    """Refuse a folder without configuration or tokenizer, before its weights are there.
-
-    Raises:
-        ValueError: names what is missing.
-    """
+    names = [file.name for file in folder.iterdir()] if names is None else names
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a checkpoint folder: it has no config.json.")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ValueError(f"{folder} is not a checkpoint folder: it has no config.json.{_foreign(names)}")
+    if not any((folder / name).is_file() for name in TOKENIZERS):
         raise ValueError(
             f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). "
             "Save it there with tokenizer.save_pretrained(folder)."
         )
 
 
-def read_settings(checkpoint_folder: Path) -> dict:
-    """The content of config.json."""
-    return json.loads((checkpoint_folder / "config.json").read_text())
+def _look_at_settings(seen: Checkpoint, names: Collection[str]) -> dict:
+    folder = seen.folder
+    check_metadata(folder, names)
+    if not seen.files:
+        shards = sorted(filter(SHARD.fullmatch, names))
+        if shards:
+            index = re.sub(r"-\d+-of-\d+", "", shards[0]) + ".index.json"
+            raise ValueError(
+                f"{folder} has parts of weights, such as {shards[0]}, but no {index}. Fetch it too."
+            )
+        raise ValueError(f"{folder} has no weights (*.safetensors or *.bin).{_foreign(names)}")
+    settings = read_settings(folder)
+    quantized = quantization_of(settings)
+    if seen.kind == "openvino" and "openvino_model.bin" not in seen.files:
+        raise ValueError(f"{folder} has no openvino_model.bin beside {OPENVINO}. Fetch it again.")
+    if not quantized or seen.kind == "openvino":
+        return {"settings": settings}
+    guess = next((method for key, method in WITHOUT_METHOD.items() if quantized.get(key)), "unknown")
+    method = quantized.get("quant_method") or guess
+    if not is_dequantizable(quantized):
+        raise ValueError(
+            f"{folder} has been quantized already, by the method {method!r} (quantization_config in "
+            "config.json), which cannot be undone here. Take the original model that it was made from; "
+            "it is compressed to INT8 or INT4 here."
+        )
+    return {"settings": settings, "quantization": method}
 
 
-def weight_files(folder: Path) -> list[str]:
-    """The names of the files that hold a checkpoint's weights; safetensors first, as in transformers."""
-    for single in WEIGHTS:
-        if (folder / single).is_file():
-            return [single]
-        index = folder / f"{single}.index.json"
-        if index.is_file():
-            return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    return []
+def _look_at_adapter(folder: Path) -> dict:
+    file = folder / "adapter_config.json"
+    settings = read_json(file)
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise ValueError(
+            f"{folder} is an adapter of type {kind!r} (peft_type in adapter_config.json); only LORA can be "
+            "merged here. Merge it with the program that made it, and name the merged model's folder."
+        )
+    if not settings.get("base_model_name_or_path"):
+        raise ValueError(
+            f"{file} does not say which model the adapter changes: base_model_name_or_path is missing. Write "
+            "the model's Hub id or folder there."
+        )
+    if not weight_files(folder):
+        raise ValueError(f"{folder} has no weights of the adapter ({' or '.join(ADAPTERS)}).")
+    revision = f"@{settings['revision']}" if settings.get("revision") else ""
+    return {"settings": settings, "base": settings["base_model_name_or_path"] + revision}
 
 
-def missing_files(folder: Path, names: Iterable[str]) -> list[str]:
-    """Those of the names that the folder has no file for."""
-    return [name for name in names if not (folder / name).is_file()]
+def _look_at_gguf(folder: Path, names: Collection[str]) -> Checkpoint:
+    files = sorted(name for name in names if name.endswith(".gguf"))
+    if len(files) > 1:
+        raise ValueError(
+            f"{folder} holds {len(files)} GGUF files. Name one of them instead of the folder, for example "
+            f"{folder / files[0]}; or better the original model, whose weights were not yet quantized."
+        )
+    if (folder / files[0]).is_file():
+        check_fetched(folder / files[0])
+    return Checkpoint(folder, "gguf", files=tuple(files), missing=tuple(missing_files(folder, files)))
 
 
-def first_weights(checkpoint_folder: Path) -> "dict[str, torch.Tensor]":
-    """The tensors of a checkpoint's first file, the embedding among them, without their content.
-
-    Raises:
-        ValueError: there are no weights.
-    """
-    from transformers.modeling_utils import load_state_dict
-
-    names = weight_files(checkpoint_folder)
-    if not names:
-        raise ValueError(f"{checkpoint_folder} has no weights (*.safetensors or *.bin).")
-    return load_state_dict(str(checkpoint_folder / names[0]), map_location="meta")
-
-
-def stored_dtype(checkpoint_folder: Path) -> "torch.dtype":
-    """The 16-bit or 32-bit type of most weights in a checkpoint's first file.
-
-    The configuration's word is not enough: it may name another type than that of the files.
-    """
-    import torch
-
-    elements = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), 0)
-    for tensor in first_weights(checkpoint_folder).values():
-        if tensor.dtype in elements:  # in a quantized checkpoint the rest
-            elements[tensor.dtype] += tensor.numel()
-    return max(elements, key=elements.get)
-
-
-def fingerprint(folder: Path) -> str:
-    """A hash over what a checkpoint folder holds.
-
-    Over the content of configuration and tokenizer, and over name, size and time of change of the weight
-    files. Not over their content: reading gigabytes would take longer than what it saves, and samples of them
-    would miss that one layer was exchanged. The price is a needless conversion after a copy with new times.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and file.suffix in METADATA_SUFFIXES:
-            digest.update(f"{file.name}:{file.stat().st_size}:".encode() + file.read_bytes())
-    for name in weight_files(folder):
-        status = (folder / name).stat()
-        digest.update(f"{name}:{status.st_size}:{status.st_mtime_ns}:".encode())
-    return digest.hexdigest()
-
-
-class Weights(NamedTuple):
-    """What tells how much disk and memory a conversion takes."""
-
-    at_16_bits: float  # bytes
-    itemsize: int  # bytes of one number as it is stored
-    largest: int  # numbers in the largest tensor
-
-
-def stored_weights(checkpoint_folder: Path) -> Weights:
-    """The weights as they lie in the folder."""
-    itemsize = stored_dtype(checkpoint_folder).itemsize
-    stored = sum((checkpoint_folder / name).stat().st_size for name in weight_files(checkpoint_folder))
-    largest = max(tensor.numel() for tensor in first_weights(checkpoint_folder).values())
-    return Weights(stored * 2 / itemsize, itemsize, largest)
-
-
-def expected_weights(checkpoint_folder: Path, weight_bytes: int) -> Weights:
-    """What the configuration lets expect of weights that are not there yet.
-
-    What it does not say is taken for the least: the weights themselves are looked at once they are there.
-
-    Args:
-        weight_bytes: the size of the weights' files.
-    """
-    settings = read_settings(checkpoint_folder)
-    itemsize = 2 if (settings.get("dtype") or settings.get("torch_dtype")) in ("float16", "bfloat16") else 4
-    width = settings.get("hidden_size") or settings.get("d_model") or 0
-    return Weights(weight_bytes * 2 / itemsize, itemsize, (settings.get("vocab_size") or 0) * width)
-
-
-def disk_for(checkpoint_folder: Path, weights: Weights, precisions: Collection[str]) -> float:
-    """Bytes that the folders of these precisions will take."""
-    metadata = [file for file in checkpoint_folder.iterdir() if file.suffix in METADATA_SUFFIXES]
-    beside = 2 * sum(file.stat().st_size for file in metadata)  # tokenizers are written twice
-    return sum(weights.at_16_bits * DISK_SHARE[precision] + beside for precision in precisions)
-
-
-def memory_for(weights: Weights, precisions: Collection[str]) -> float:
-    """Bytes of anonymous memory that writing these precisions takes, one after the other."""
-    return MEMORY_BASE + max(
-        max(weights.at_16_bits * MEMORY_SHARE[precision], weights.largest * MEMORY_PER_ELEMENT[precision])
-        for precision in precisions
-    )
+def _foreign(names: Collection[str]) -> str:
+    found = next((words for pattern, words in FOREIGN.items() if fnmatch.filter(names, pattern)), None)
+    return f" What it has is {found}; take the same model in transformers' format." if found else ""

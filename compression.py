@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     import openvino
 
 PRECISIONS = ("FP16", "INT8", "INT4")
+# What `compress` gives to NNCF; noted beside a compressed model.
+SETTINGS = {
+    "FP16": {},
+    "INT8": {"mode": "INT8_ASYM"},
+    "INT4": {"mode": "INT4_ASYM", "group_size": 64, "ratio": 1.0, "group_size_fallback_mode": "ADJUST"},
+}
 
 
 def check_precision(precision: str) -> None:
@@ -36,16 +42,13 @@ def compress(graph: "openvino.Model", precision: str) -> "openvino.Model":
     if precision == "FP16":
         graph.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])
         return graph
-    if precision == "INT8":
-        return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    adjust = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
-    return nncf.compress_weights(
-        graph,
-        mode=nncf.CompressWeightsMode.INT4_ASYM,
-        group_size=64,
-        ratio=1.0,
-        advanced_parameters=adjust,
-    )
+    settings = dict(SETTINGS[precision])
+    settings["mode"] = nncf.CompressWeightsMode[settings["mode"]]
+    if fallback := settings.pop("group_size_fallback_mode", None):
+        settings["advanced_parameters"] = nncf.AdvancedCompressionParameters(
+            group_size_fallback_mode=nncf.GroupSizeFallbackMode[fallback]
+        )
+    return nncf.compress_weights(graph, **settings)
 
 
 def compress_weights(fp16_folder: Path, output: Path, precision: str, leave: Collection[str] = ()) -> None:
@@ -66,5 +69,7 @@ def compress_weights(fp16_folder: Path, output: Path, precision: str, leave: Col
         graph.set_rt_info(options, "runtime_options")
         openvino.save_model(compress(graph, precision), output / "openvino_model.xml", compress_to_fp16=False)
     for file in fp16_folder.iterdir():
-        if file.name not in leave and not (output / file.name).exists():
+        if file.is_dir():
+            shutil.copytree(file, output / file.name)
+        elif file.name not in leave and not (output / file.name).exists():
             shutil.copy2(file, output)

@@ -8,43 +8,49 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from filelock import Timeout
 
-from chat_tokenizer import open_tokenizer
-from checkpoint import (
-    Weights,
-    disk_for,
-    expected_weights,
-    memory_for,
-    read_settings,
-    stored_weights,
-)
+from checkpoint import Weights, disk_for, memory_for, read_settings, stored_weights
 from compression import check_precision, compress_weights
 from config import ModelConfig, get_model_config
 from model_folder import (
     FOLDER_NAMES,
     MANIFEST,
-    is_finished,
     load_model,
     model_folder,
-    write_manifest,
+    newer_libraries,
+    read_manifest,
+    source_name,
 )
-from model_source import checkpoint_revision, fetch_weights, find_checkpoint
+from model_source import FoundCheckpoint, checkpoint_revision, fetch_weights, find_checkpoint
+from plain_checkpoint import expected_plain_weights, plain_checkpoint
 from quiet import quiet_libraries
+from ready_made import find_ready_made, use_ready_made
+from recipe import Recipe
 from routes import route_of
-from tokenizer_check import graph_differences, read_tokenizer
-from workspace import PARTIAL, check_disk, check_memory, exclusive, show_progress, written_whole
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from tokenizer_files import rewrite_tokenizer, write_tokenizer
+from workspace import (
+    PARTIAL,
+    REPLACED,
+    check_disk,
+    check_memory,
+    exclusive,
+    link_or_copy,
+    recover,
+    show_progress,
+    written_whole,
+)
 
 log = logging.getLogger(__name__)
 
 __all__ = ["FOLDER_NAMES", "load_model", "model_folder", "prepare_model", "prepare_models"]
+
+# What a manifest says of the checkpoint that a folder was made from.
+STATE = ("revision", "published", "base", "adapter", "dequantized_from")
 
 
 def prepare_model(
@@ -76,16 +82,19 @@ def prepare_models(
 
     A folder is complete by itself: IR, configuration, generation configuration, tokenizer, and the
     tokenizer and detokenizer as IR. It appears only when everything in it has been written. Folders that are
-    finished already are kept, unless they were made from another checkpoint or another state of it.
+    finished already are kept, unless they were made from another state of the checkpoint, or otherwise than
+    they would be now; where only the catalogue's template or stop strings differ, nothing is converted.
+
+    What holds OpenVINO IR already is used as it is, whatever the precision.
 
     Args:
-        name: a catalogue name, a Hub id or a local checkpoint folder.
+        name: a catalogue name, a Hub id, or a local checkpoint folder or .gguf file.
         precisions: some of "FP16", "INT8" and "INT4".
-        models_dir: the folder that holds `<name>/<precision>`.
+        models_dir: the folder that holds `<name>/<precision>`: see `model_folder`.
         checkpoint: a Hub id or a local folder to use instead of the entry's own weights.
 
     Raises:
-        ValueError: unknown name or precision, or an architecture that cannot be exported.
+        ValueError: unknown name or precision, or a checkpoint that cannot be converted.
         OSError: too little room on the disk or in memory; and whatever `fetch_checkpoint` raises.
 
     What the Hub's listing and the configuration tell is checked before weights are downloaded.
@@ -94,71 +103,115 @@ def prepare_models(
     for precision in precisions:
         check_precision(precision)
     config = get_model_config(name)
-    source = str(checkpoint or config.model_id)
-    if Path(source).expanduser().is_dir():
-        source = str(Path(source).expanduser().resolve())
-    origin = source if checkpoint else config
-    folders = {precision: model_folder(name, precision, models_dir) for precision in precisions}
-    home = model_folder(name, "FP16", models_dir).parent
+    origin = source_name(checkpoint) if checkpoint else config
+    home = model_folder(name, "FP16", models_dir, checkpoint).parent
+    if ready := find_ready_made(origin):
+        return use_ready_made(*ready, home, precisions)
+    bundled = None if checkpoint else config.bundled
+    source = f"{bundled.package} {bundled.version}" if bundled else source_name(checkpoint or config.model_id)
+    recipe = Recipe(home, config, source)
 
-    def unfinished(revision: str | None) -> list[str]:
-        return [p for p, folder in folders.items() if not is_finished(folder, source, revision)]
-
-    def has_fp16(revision: str | None) -> bool:
-        return is_finished(home / FOLDER_NAMES["FP16"], source, revision)
-
-    if unfinished(checkpoint_revision(origin)):
+    ready = None
+    if recipe.to_do(precisions, checkpoint_revision(origin)):
         with exclusive(home):
             _clear_leftovers(home)
-            if unfinished(checkpoint_revision(origin)):  # no other process has made them meanwhile
+            if recipe.to_do(precisions, checkpoint_revision(origin)):  # nobody has made them meanwhile
                 found = find_checkpoint(origin)
-                if found.missing_bytes and (to_make := unfinished(found.revision)):
-                    expected = expected_weights(found.folder, found.weight_bytes)
-                    same_disk = home.parent.stat().st_dev == found.folder.stat().st_dev
-                    download = found.missing_bytes if same_disk else 0
-                    _check_room(found.folder, home, to_make, has_fp16(found.revision), expected, download)
-                if unfinished(found.revision):
-                    found = fetch_weights(found)  # an older copy where the Hub does not deliver
-                if to_make := unfinished(found.revision):
-                    made_from = {"checkpoint": source, "revision": found.revision}
-                    weights = stored_weights(found.folder)
-                    _check_room(found.folder, home, to_make, has_fp16(found.revision), weights)
-                    _convert(found.folder, home, config, to_make, has_fp16(found.revision), made_from)
+                if found.seen.kind == "openvino":
+                    found = fetch_weights(found)
+                    ready = found.folder, found.revision
+                else:
+                    _bring_up_to_date(recipe, found, precisions)
     elif any(home.glob(f"*{PARTIAL}")):  # of a process at work, or of one killed at its very end
         with suppress(Timeout), exclusive(home).acquire(blocking=False):
             _clear_leftovers(home)
-    return folders
+    if ready:
+        return use_ready_made(*ready, home, precisions)
+    for precision in precisions:
+        if newer := newer_libraries(recipe.folder(precision)):
+            log.warning("%s was converted with %s.", recipe.folder(precision), newer)
+    return {precision: recipe.folder(precision) for precision in precisions}
 
 
-def _convert(
-    checkpoint_folder: Path,
-    home: Path,
-    config: ModelConfig,
-    precisions: list[str],
-    has_fp16: bool,
-    made_from: dict,
-) -> None:
-    """Make the folders of some precisions in `home`, the others from the FP16 one, which may be temporary."""
-    fp16_folder = home / FOLDER_NAMES["FP16"]
-    home.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        if "FP16" in precisions:
-            with written_whole(fp16_folder) as partial:
-                export_fp16(checkpoint_folder, partial, config)
-                write_manifest(partial, made_from, "FP16")
-        elif not has_fp16:
-            temporary = tempfile.TemporaryDirectory(dir=home, suffix=PARTIAL)
-            fp16_folder = Path(stack.enter_context(temporary))
-            export_fp16(checkpoint_folder, fp16_folder, config)
-        for precision in precisions:
-            if precision != "FP16":
-                with written_whole(home / FOLDER_NAMES[precision]) as partial:
-                    compress_weights(fp16_folder, partial, precision, leave=(MANIFEST,))
-                    write_manifest(partial, made_from, precision)
+def _bring_up_to_date(recipe: Recipe, found: FoundCheckpoint, precisions: tuple[str, ...]) -> None:
+    for precision in dict.fromkeys(["FP16", *precisions]):  # FP16 may be what the others are made from
+        if recipe.state(precision, found.revision) == "tokenizer":
+            _rewrite_tokenizer(recipe, precision)
+    to_make = recipe.to_do(precisions, found.revision)
+    has_fp16 = not recipe.to_do(["FP16"], found.revision)
+    if not to_make:
+        return
+    if (weights := expected_plain_weights(found)) and not has_fp16:
+        same_disk = recipe.home.parent.stat().st_dev == found.folder.stat().st_dev
+        download = found.missing_bytes + (found.base.missing_bytes if found.base else 0)
+        described = (found.base or found).folder
+        _check_room(described, recipe.home, to_make, has_fp16, weights, download if same_disk else 0)
+    recipe.home.mkdir(parents=True, exist_ok=True)
+    if has_fp16:
+        published = read_manifest(recipe.folder("FP16"))["published"]
+        _compress(recipe, recipe.folder("FP16"), to_make, _state(found, published))
+        return
+    found = fetch_weights(found)  # an older copy where the Hub does not deliver
+    if not (to_make := recipe.to_do(precisions, found.revision)):
+        return
+    with plain_checkpoint(found, recipe.home) as checkpoint_folder:
+        _check_room(checkpoint_folder, recipe.home, to_make, has_fp16, stored_weights(checkpoint_folder))
+        _convert(recipe, checkpoint_folder, to_make, found)
+
+
+def _state(found: FoundCheckpoint, published: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says of the state of the checkpoint."""
+    state = {"revision": found.revision, "published": published}
+    if found.base:
+        state |= {"base": found.base.name, "adapter": found.name}
+    if found.seen.quantization:
+        state |= {"dequantized_from": found.seen.quantization}
+    return state
+
+
+def _convert(recipe: Recipe, checkpoint_folder: Path, precisions: list[str], found: FoundCheckpoint) -> None:
+    """Make the folders of some precisions, those but FP16 from the FP16 one, which may be temporary."""
+    if "FP16" in precisions:
+        with written_whole(recipe.folder("FP16")) as partial:
+            published = export_fp16(checkpoint_folder, partial, recipe.config)
+            recipe.write_down(partial, "FP16", _state(found, published))
+        _compress(recipe, recipe.folder("FP16"), precisions, _state(found, published))
+        return
+    with tempfile.TemporaryDirectory(dir=recipe.home, suffix=PARTIAL) as temporary:
+        published = export_fp16(checkpoint_folder, Path(temporary), recipe.config)
+        _compress(recipe, Path(temporary), precisions, _state(found, published))
+
+
+def _compress(recipe: Recipe, fp16_folder: Path, precisions: list[str], state: dict[str, Any]) -> None:
+    for precision in precisions:
+        if precision != "FP16":
+            with written_whole(recipe.folder(precision)) as partial:
+                compress_weights(fp16_folder, partial, precision, leave=(MANIFEST,))
+                recipe.write_down(partial, precision, state)
+
+
+def _rewrite_tokenizer(recipe: Recipe, precision: str) -> None:
+    """Bring template and end tokens of a folder up to date; the model itself is not touched."""
+    folder = recipe.folder(precision)
+    manifest = read_manifest(folder)
+    with written_whole(folder) as partial, quiet_libraries():
+        for file in folder.iterdir():
+            if file.name.startswith("openvino_"):
+                link_or_copy(file, partial / file.name)
+            elif file.is_file() and file.name != MANIFEST:
+                shutil.copy2(file, partial)
+        rewrite_tokenizer(partial, recipe.config, manifest["published"])
+        state = {key: manifest[key] for key in STATE if key in manifest}
+        recipe.write_down(partial, precision, state)
 
 
 def _clear_leftovers(home: Path) -> None:
-    """Remove what killed processes left half written; only for the holder of the lock."""
+    """Remove what killed processes left half written, and bring back what they were replacing.
+
+    Only for the holder of the lock.
+    """
+    for aside in home.glob(f"*{REPLACED}"):
+        recover(aside.with_name(aside.name.removesuffix(REPLACED)))
     for leftover in home.glob(f"*{PARTIAL}"):
         shutil.rmtree(leftover)
 
@@ -201,75 +254,15 @@ def _check_room(
     )
 
 
-def export_fp16(checkpoint_folder: Path, output: Path, config: ModelConfig) -> None:
+def export_fp16(checkpoint_folder: Path, output: Path, config: ModelConfig) -> dict[str, Any]:
     """Write a checkpoint as a stateful IR with 16-bit weights, with configuration and tokenizer beside it.
 
     Stateful: the KV cache is a variable inside the model, not an input and an output.
+
+    Returns:
+        What `tokenizer_files.write_tokenizer` does.
     """
     total = stored_weights(checkpoint_folder).at_16_bits
     with quiet_libraries(), show_progress("Exporting to FP16", output, total=total):
         route_of(read_settings(checkpoint_folder)).export(checkpoint_folder, output)
-        _convert_tokenizer(checkpoint_folder, output, config)
-
-
-def _convert_tokenizer(checkpoint_folder: Path, output: Path, config: ModelConfig) -> None:
-    """Put a checkpoint's tokenizer beside its IR, with the catalogue's template and end tokens."""
-    from transformers import AutoConfig
-
-    # The configuration as it was converted: transformers may not accept the checkpoint's own.
-    own = AutoConfig.from_pretrained(output, trust_remote_code=False)
-    tokenizer = read_tokenizer(checkpoint_folder, own)
-    if config.chat_template:
-        tokenizer.chat_template = config.chat_template
-    _save_tokenizer(tokenizer, output)
-    _save_end_tokens(tokenizer, config, output)
-
-
-def _save_tokenizer(tokenizer: "PreTrainedTokenizerBase", output: Path) -> None:
-    """The tokenizer twice: for us and transformers, and as IR for runtimes without Python.
-
-    No IR is better than one that reads other texts than the model was trained on.
-    """
-    import openvino
-    from openvino_tokenizers import convert_tokenizer
-
-    tokenizer.padding_side = "left"  # a batch of prompts must end, not begin, at the same position
-    tokenizer.save_pretrained(output)
-    _unite_digit_split(tokenizer)
-    tokenizer_model, detokenizer_model = convert_tokenizer(tokenizer, with_detokenizer=True)
-    if wrong := graph_differences(open_tokenizer(output), tokenizer_model, detokenizer_model):
-        log.warning("The tokenizer is not written as IR, since that is not the same: there %s.", wrong[0])
-        return
-    openvino.save_model(tokenizer_model, output / "openvino_tokenizer.xml")
-    openvino.save_model(detokenizer_model, output / "openvino_detokenizer.xml")
-
-
-def _unite_digit_split(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Make one expression of "split off each digit, then split as GPT-2 does" (SmolLM2); same tokens.
-
-    openvino_tokenizers would unite the two as well, but it forgets that spaces before a digit are the end of
-    their part: its tokens for the lines of a numbered list are not those that the model was trained with.
-    """
-    from tokenizers import Regex
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
-
-    two_splits = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
-    if tokenizer.is_fast and str(tokenizer.backend_tokenizer.pre_tokenizer) == str(two_splits):
-        one = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
-            [Split(Regex(one), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
-
-
-def _save_end_tokens(tokenizer: "PreTrainedTokenizerBase", config: ModelConfig, output: Path) -> None:
-    """Add the catalogue's end tokens to generation_config.json, where every runtime looks for them."""
-    from transformers import GenerationConfig
-
-    vocabulary = tokenizer.get_vocab()
-    extra = [vocabulary[text] for text in config.stop_strings if text in vocabulary]
-    if extra:
-        generation_config = GenerationConfig.from_pretrained(output)
-        own = generation_config.eos_token_id
-        own = [] if own is None else own if isinstance(own, list) else [own]
-        generation_config.eos_token_id = sorted({*own, *extra})
-        generation_config.save_pretrained(output)
+        return write_tokenizer(checkpoint_folder, output, config)

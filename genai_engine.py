@@ -69,7 +69,7 @@ class GenAIEngine:
         self._desk = _Desk(Settings(str(folder), device, ov_config or {}, CACHE_GIGABYTES), self.max_requests)
         self._cache_tokens = self._desk.cache_tokens
         self.max_context = min(limit or math.inf, self._cache_tokens)
-        self.close = weakref.finalize(self, self._desk.stop)
+        self._stop = weakref.finalize(self, self._desk.stop)  # also when nobody holds the engine, and at exit
 
     def generate(
         self, ids: Sequence[int], sampling: SamplingParams, spared: Collection[int] = ()
@@ -126,6 +126,10 @@ class GenAIEngine:
     def prefill(self, ids: Sequence[int]) -> None:
         """Compute a prefix that prompts are going to begin with, and keep it in the cache."""
         list(self.generate(ids, SamplingParams(temperature=0, max_new_tokens=1)))
+
+    def close(self) -> None:
+        """End the process; requests end with a RuntimeError. Harmless the second time."""
+        self._stop()
 
 
 @dataclass(eq=False)

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     import openvino_genai
 
 # Tokens of prompts that are computed in one step; between two steps requests come, go, and get their tokens.
-PREFILL_CHUNK = 64
+# On two cores so many take about as long as three tokens of a reply; see `benchmarks.engine_process`.
+PREFILL_CHUNK = 32
 LARGEST_GAP = 1.0  # seconds between two looks for the parent
 
 
@@ -94,7 +95,7 @@ class Batch:
                 )
             handle = self._add(request.ids, options)
         except (RuntimeError, TypeError, ValueError) as error:  # concerns this request; the others go on
-            return News(request.number, [], [], None, over=True, error=error)
+            return News(request.number, [], [], None, over=True, error=plain(error))
         reused = self._ledger.reused(request.ids)
         self._running[request.number] = Running(request, handle, array("q", request.ids), reused)
         return None
@@ -189,15 +190,20 @@ class Batch:
             self._ledger.store(running.ids[:-1], grown_from=len(running.request.ids))
 
 
-def serve(batch: Batch, commands: queue.SimpleQueue, send: Callable[[list[News]], None]) -> None:
+def plain(error: Exception) -> Exception:
+    """The error as one that can be sent: those of libraries may not be."""
+    return error if type(error).__module__ == "builtins" else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def serve(batch: Batch, commands: queue.SimpleQueue, send: Callable[[list[News]], None], parent: int) -> None:
     """Take requests and compute them, until None comes or the parent is gone.
 
     Args:
         batch: of the pipeline.
         commands: `Request`s, numbers of requests to cancel, None.
         send: takes what is new after each step.
+        parent: its process id. What a dead one wrote to may be open still, in a fork of it.
     """
-    parent = os.getppid()
     while os.getppid() == parent:
         while not (batch.busy and commands.empty()):
             try:
@@ -260,6 +266,7 @@ def main() -> None:
     # processes. This one's answers may still be wanted; it ends with its parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = os.getppid()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever libraries print must not come between the messages
 
@@ -273,9 +280,9 @@ def main() -> None:
     try:
         batch, ready = load(settings)
         send(ready)
-        serve(batch, commands, send)
+        serve(batch, commands, send, parent)
     except BrokenPipeError:  # nobody is there to read
         pass
     except Exception as error:  # whatever it is, the parent's callers are to see it
-        send(Failure(error))
+        send(Failure(plain(error)))
     os._exit(0)  # the thread that reads stdin cannot be stopped

@@ -18,7 +18,8 @@ class LoadingEngine:
 
     Args:
         make: makes it, in a thread of its own; what it raises is raised by every request, and by `result`.
-        max_context, end_ids, max_requests, defaults: those of the engine to come, see `Engine`.
+        max_context: what is known of it by now; the engine's own counts as soon as that is there.
+        end_ids, max_requests, defaults: those of the engine to come, see `Engine`.
     """
 
     def __init__(
@@ -29,8 +30,8 @@ class LoadingEngine:
         max_requests: int,
         defaults: SamplingParams,
     ):
-        self.max_context, self.end_ids = max_context, end_ids
-        self.max_requests, self.defaults = max_requests, defaults
+        self.end_ids, self.max_requests, self.defaults = end_ids, max_requests, defaults
+        self._known_context = max_context
         self._prefix: list[int] = []
         pool = ThreadPoolExecutor(1, "load")
         self._made: Future[Engine] = pool.submit(self._make, make)
@@ -41,6 +42,12 @@ class LoadingEngine:
         if self._prefix:  # it may come too late for this: then the first question computes it
             engine.prefill(self._prefix)
         return engine
+
+    @property
+    def max_context(self) -> int | None:
+        """See `Engine`."""
+        there = self.ready and not self._made.cancelled() and not self._made.exception()
+        return self.result().max_context if there else self._known_context
 
     @property
     def ready(self) -> bool:

@@ -6,11 +6,18 @@ OpenVINO and Optimum are imported inside the functions that need them: finding a
 ten seconds of imports.
 """
 
+import hashlib
 import json
+import math
+import re
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from packaging.version import Version
+
+from config import SUPPORTED_MODELS
 from sampling import OPTIONS, SamplingParams
 from tokenizer_check import read_tokenizer
 from tuning import fastest_properties
@@ -23,6 +30,9 @@ if TYPE_CHECKING:
 FOLDER_NAMES = {"FP16": "FP16", "INT8": "INT8_compressed_weights", "INT4": "INT4_compressed_weights"}
 
 MANIFEST = "conversion.json"
+LIBRARIES = ("openvino", "openvino-tokenizers", "optimum-intel", "nncf", "transformers", "torch")
+# What is written again without converting.
+TOKENIZER_SIDE = {"template", "stop_strings"}
 REQUIRED_FILES = (
     "openvino_model.xml",
     "openvino_model.bin",
@@ -32,20 +42,39 @@ REQUIRED_FILES = (
 )
 
 
-def model_folder(name: str, precision: str, models_dir: str | Path = "models") -> Path:
-    """Where `prepare_model` keeps a model; Hub ids and paths become one folder name."""
-    local = Path(name).expanduser()
-    slug = local.resolve().name if local.is_dir() else name.replace("/", "--")
-    return Path(models_dir) / slug / FOLDER_NAMES[precision]
+def model_folder(
+    name: str, precision: str, models_dir: str | Path = "models", checkpoint: str | Path | None = None
+) -> Path:
+    """Where `prepare_model` keeps a model.
+
+    A catalogue name is the name of its folder. Hub ids, paths and other checkpoints for a catalogue name get
+    a short hash behind it: of two that look alike, each has its own folder.
+    """
+    label = name
+    if name not in SUPPORTED_MODELS or checkpoint:
+        if name not in SUPPORTED_MODELS:
+            local = Path(name).expanduser()
+            label = local.resolve().name if local.exists() else name.replace("/", "--")
+        identity = "\n".join(map(source_name, filter(None, (name, checkpoint))))
+        label += "-" + hashlib.sha256(identity.encode()).hexdigest()[:8]
+    return Path(models_dir).expanduser() / label / FOLDER_NAMES[precision]
 
 
-def write_manifest(folder: Path, made_from: dict, precision: str) -> None:
+def source_name(checkpoint: str | Path) -> str:
+    """A checkpoint's name that means the same in every working folder: a Hub id, or an absolute path."""
+    local = Path(checkpoint).expanduser()
+    return str(local.resolve()) if local.exists() or local.is_absolute() else str(checkpoint)
+
+
+def write_manifest(folder: Path, entries: dict[str, Any]) -> None:
     """What the folder was made from, and the size of each file, so that damage is noticed."""
-    libraries = ("openvino", "optimum-intel", "nncf", "transformers", "torch")
-    manifest = made_from | {
-        "precision": precision,
-        "versions": {library: version(library) for library in libraries},
-        "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
+    manifest = entries | {
+        "versions": {library: version(library) for library in LIBRARIES},
+        "files": {
+            file.relative_to(folder).as_posix(): file.stat().st_size
+            for file in sorted(folder.rglob("*"))
+            if file.is_file() and file != folder / MANIFEST
+        },
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
 
@@ -59,15 +88,50 @@ def read_manifest(folder: Path) -> dict | None:
         return None
 
 
-def is_finished(folder: Path, source: str, revision: str | None) -> bool:
-    """Whether the folder is whole and was made from this checkpoint, at this revision if one is known."""
+def state_of(folder: Path, says: dict[str, Any], revision: str | None) -> str:
+    """Whether a folder is whole and what it should be.
+
+    Args:
+        says: what its manifest must say.
+        revision: the state of the checkpoint that it must have been made from, None where that is not known.
+
+    Returns:
+        "current"; "tokenizer" where only the template or the stop strings are others than they should be;
+        or "stale".
+    """
     manifest = read_manifest(folder)
-    return (
-        manifest is not None
-        and manifest["checkpoint"] == source
-        and revision in (None, manifest.get("revision"))
-        and _damage(folder, manifest["files"]) is None
-    )
+    if manifest is None or _damage(folder, manifest["files"]):
+        return "stale"
+    if revision is not None:
+        says = says | {"revision": revision}
+    others = {key for key, value in says.items() if manifest.get(key) != value}
+    return "current" if not others else "tokenizer" if others <= TOKENIZER_SIDE else "stale"
+
+
+def newer_libraries(folder: Path) -> str | None:
+    """The libraries that are installed in newer versions than those that made the folder, in words."""
+    manifest = read_manifest(folder) or {}
+    newer = [
+        f"{library} {made_by} ({version(library)} is installed)"
+        for library, made_by in (manifest.get("versions") or {}).items()
+        if library in LIBRARIES and Version(version(library)) > Version(made_by)
+    ]
+    return ", ".join(newer) or None
+
+
+def precision_of(folder: Path) -> str:
+    """The precision of a converted model's weights, whoever made it: "FP16", "INT8", "INT4", "BF16", ...
+
+    That of most numbers in the graph's constants; both kinds of 4 bits are "INT4", and so on.
+    """
+    if precision := (read_manifest(folder) or {}).get("precision"):
+        return precision
+    bits = Counter()
+    for line in (folder / "openvino_model.xml").open(encoding="utf-8"):
+        if constant := re.search(r'<data element_type="(\w+)" shape="([\d, ]+)" offset=', line):
+            bits[constant[1]] += math.prod(map(int, constant[2].split(",")))
+    most = bits.most_common(1)[0][0] if bits else "unknown"
+    return re.sub(r"^[IU]", "INT", re.sub(r"^F(?=\d)", "FP", most.upper()))
 
 
 def _damage(folder: Path, sizes: dict[str, int | None]) -> str | None:

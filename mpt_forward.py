@@ -6,6 +6,7 @@ traced and saved is `mpt_converter`'s.
 
 import math
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,15 +25,37 @@ if TYPE_CHECKING:
 HONOURED = {
     "no_bias": (True,),  # transformers' class has no biases: it would drop them
     "norm_type": ("low_precision_layernorm", "layernorm"),
+    "norm_eps": (1e-5,),  # llm-foundry's name, which transformers' class does not read
+    "fc_type": ("torch", {"name": "torch"}),
+    "residual_modification": (None,),
+    "block_overrides": (None,),
+    "final_logit_softcapping": (None,),
     "attn_config.attn_type": ("multihead_attention",),
     "attn_config.alibi": (True,),
     "attn_config.prefix_lm": (False,),
     "attn_config.qk_ln": (False,),
     "attn_config.qk_gn": (False,),
+    "attn_config.fused_qkv": (True,),
     "attn_config.rope": (False,),
     "attn_config.sliding_window_size": (-1,),
     "attn_config.attn_logit_softcapping": (None,),
+    "attn_config.kv_dim": (None,),
     "ffn_config.ffn_type": ("mptmlp",),
+    "ffn_config.fc_type": ("torch", {"name": "torch"}),
+    "ffn_config.ffn_act_fn": (None, {"name": "gelu"}, {"name": "gelu", "approximate": "none"}),
+}
+# What llm-foundry takes an absent setting for, where transformers takes it for the opposite.
+FOUNDRY_DEFAULTS = {"no_bias": False, "attn_config.alibi": False}
+# Settings that are obeyed whatever their value, or matter only in training, or beside rotary positions, which
+# are refused. Any other that is neither here nor above nor common to all of transformers' models is refused.
+KNOWN = {
+    "": "d_model n_heads n_layers expansion_ratio max_seq_len vocab_size attn_config ffn_config logit_scale "
+    "layer_norm_epsilon initializer_range learned_pos_emb resid_pdrop emb_pdrop embedding_fraction "
+    "init_device init_config use_cache use_pad_tok_in_ffn residual_coeff verbose name loss_fn auto_map "
+    "tokenizer_name torch_dtype tie_word_embeddings bos_token_id eos_token_id pad_token_id",
+    "attn_config": "clip_qkv softmax_scale alibi_bias_max attn_pdrop attn_impl attn_uses_sequence_id "
+    "kv_n_heads rope_theta rope_impl rope_dail_config rope_hf_config",
+    "ffn_config": "ffn_hidden_size",
 }
 # Settings that transformers accepts as floats only. Checkpoints also write them as whole numbers:
 # mpt-7b-storywriter has "clip_qkv": 6.
@@ -79,17 +102,21 @@ def check_settings(settings: dict) -> None:
     Raises:
         ValueError: names the setting and its value.
     """
+    # transformers' class ignores some settings that llm-foundry's obeys.
+    foundry = "MPTForCausalLM" in (settings.get("architectures") or ())
     for name, honoured in HONOURED.items():
-        value: object = settings
-        for key in name.split("."):
-            value = value.get(key, honoured[0]) if isinstance(value, dict) else honoured[0]
+        group, _, key = name.rpartition(".")
+        given = (settings.get(group) or {}) if group else settings
+        default = FOUNDRY_DEFAULTS.get(name, honoured[0]) if foundry else honoured[0]
+        value = given.get(key, default)
         if value not in honoured:
             raise ValueError(
                 f"This MPT model has {name} = {value!r}, which cannot be converted; only "
                 f"{' or '.join(map(repr, honoured))} can."
             )
-    # transformers' class has one width whatever the settings say; llm-foundry's class obeys them.
-    foundry = "MPTForCausalLM" in (settings.get("architectures") or ())
+    for group, known in KNOWN.items():
+        _refuse_unknown(group, (settings.get(group) or {}) if group else settings, known.split())
+    # transformers' class has one width whatever the settings say.
     ratio = settings.get("expansion_ratio", 4) if foundry else 4
     hidden_size = (settings.get("ffn_config") or {}).get("ffn_hidden_size")
     if ratio != 4 or hidden_size not in (None, 4 * settings["d_model"]):
@@ -97,6 +124,20 @@ def check_settings(settings: dict) -> None:
         raise ValueError(
             f"This MPT model has {given}, which cannot be converted; only feed-forward layers four times as "
             "wide as d_model can."
+        )
+
+
+def _refuse_unknown(group: str, settings: dict, known: Collection[str]) -> None:
+    from transformers import GenerationConfig, PreTrainedConfig
+
+    common = PreTrainedConfig().to_dict().keys() | GenerationConfig().to_dict().keys()
+    honoured = [name.rpartition(".")[2] for name in HONOURED if name.rpartition(".")[0] == group]
+    unknown = settings.keys() - {*known, *honoured, *common}
+    if unknown:
+        name = ".".join(filter(None, [group, min(unknown)]))
+        raise ValueError(
+            f"This MPT model has {name} = {settings[min(unknown)]!r}, a setting that is not known here. "
+            "Whether it changes what the model computes cannot be told, so it is not converted."
         )
 
 

@@ -7,7 +7,7 @@ answer: without torch and transformers, engine and tokenizer side by side. Refus
 import argparse
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,9 +18,11 @@ from sampling import OPTIONS, SamplingParams
 
 if TYPE_CHECKING:
     from chat import ChatModel
+    from engine import Engine
 
 PRECISIONS = ("FP16", "INT8", "INT4")
-ENGINES = ("optimum", "genai")
+# How each is described, and how many answers it computes at a time.
+ENGINES = {"optimum": ("one answer at a time", 1), "genai": ("OpenVINO GenAI", 16)}
 
 
 def add_model_options(parser: argparse.ArgumentParser, engine: str) -> None:
@@ -49,7 +51,7 @@ def add_model_options(parser: argparse.ArgumentParser, engine: str) -> None:
     parser.add_argument(
         "--engine",
         default=engine,
-        choices=ENGINES,
+        choices=list(ENGINES),
         help="optimum answers one question at a time, genai (OpenVINO GenAI) several (default: %(default)s)",
     )
     group = parser.add_argument_group("sampling", "what an answer gets for which nothing else is asked")
@@ -63,8 +65,11 @@ def add_model_options(parser: argparse.ArgumentParser, engine: str) -> None:
             )
 
 
-def open_chat(options: argparse.Namespace) -> "ChatModel":
+def open_chat(options: argparse.Namespace, in_background: bool = False) -> "ChatModel":
     """The chat that the options of `add_model_options` describe; converted first if need be.
+
+    Args:
+        in_background: see `chat_on_folder`.
 
     Raises:
         OSError, ValueError: in words for whoever typed the command.
@@ -79,43 +84,72 @@ def open_chat(options: argparse.Namespace) -> "ChatModel":
     SamplingParams(**given)  # a bad value is told before any work
     models_dir = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR", "models")).expanduser()
     folder = conversion.prepare_model(options.model, options.precision, models_dir, options.checkpoint)
-    chat = chat_on_folder(folder, options.model, options.precision, options.device, options.engine)
+    chat = chat_on_folder(
+        folder, options.model, options.precision, options.device, options.engine, in_background
+    )
     chat.defaults = replace(chat.defaults, **given)
     return chat
 
 
 def chat_on_folder(
-    folder: Path, model: str, precision: str = "INT8", device: str = "CPU", engine: str = "optimum"
+    folder: str | Path,
+    model: str,
+    precision: str = "INT8",
+    device: str = "CPU",
+    engine: str = "optimum",
+    in_background: bool = False,
 ) -> "ChatModel":
     """A chat on a converted folder.
 
     Args:
         model: the name under which the folder was made.
-        precision, device: of folder and engine, for the description.
+        precision: of the folder, for the description.
+        device: an OpenVINO device.
+        engine: "optimum" or "genai".
+        in_background: return while the engine is still being made, in a thread; who asks meanwhile waits.
+            `wait_for` waits for it too.
 
     Raises:
         OSError, ValueError: see `model_folder.check_folder`; or OpenVINO cannot run the model.
     """
     from chat import ChatModel
     from chat_tokenizer import open_tokenizer
+    from loading_engine import LoadingEngine
+    from model_folder import check_folder, model_limits, read_json, sampling_defaults
 
-    with ThreadPoolExecutor(1) as beside:
-        tokenizer = beside.submit(open_tokenizer, folder)
+    folder = check_folder(folder)
+    generation = read_json(folder / "generation_config.json")
+    max_context, end_ids = model_limits(read_json(folder / "config.json"), generation)
+
+    def make() -> "Engine":
         try:
-            if engine == "genai":
-                from genai_engine import GenAIEngine
-
-                running, title = GenAIEngine(folder, device), "OpenVINO GenAI"
-            else:
-                from engine import OptimumEngine
-
-                running, title = OptimumEngine.from_folder(folder, device), "one question at a time"
-            return ChatModel(
-                running, tokenizer.result(), get_model_config(model), f"{precision} on {device}, {title}"
-            )
+            return _engine_class(engine)(folder, device)
         except RuntimeError as error:  # all that OpenVINO raises, in its own words
             raise ValueError(
                 f"OpenVINO cannot run {model} at {precision} on {device}: {str(error).strip()}\n"
                 "Choose another --device, --precision or --engine. If this one worked before, delete the "
                 f"folder {folder}: it will be converted again."
             ) from error
+
+    title, max_requests = ENGINES[engine]
+    coming = LoadingEngine(make, max_context, end_ids, max_requests, sampling_defaults(generation))
+    description = f"{precision} on {device}, {title}"
+    chat = ChatModel(coming, open_tokenizer(folder), get_model_config(model), description)
+    if not in_background:
+        wait_for(chat)
+    return chat
+
+
+def wait_for(chat: "ChatModel") -> None:
+    """Wait until a chat's engine is there; raises what went wrong with making it."""
+    chat.engine.result()
+
+
+def _engine_class(engine: str) -> "Callable[[Path, str], Engine]":
+    if engine == "genai":
+        from genai_engine import GenAIEngine
+
+        return GenAIEngine
+    from engine import OptimumEngine
+
+    return OptimumEngine.from_folder

@@ -5,10 +5,17 @@ Knows what the exporter supports and how it is called. Refuses to know tokenizer
 
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
 from checkpoint import stored_dtype
+from lifted_caps import EXPORTED_AS, TASK, check_results, export_configs
+
+if TYPE_CHECKING:
+    import torch
+    from optimum.intel import OVConfig
+    from transformers import PreTrainedModel
 
 
 def check_settings(settings: dict) -> None:
@@ -25,15 +32,20 @@ def check_settings(settings: dict) -> None:
     from transformers import CONFIG_MAPPING
 
     model_type = settings.get("model_type")
-    known = TasksManager.get_supported_model_type_for_task("text-generation-with-past", exporter="openvino")
-    if model_type not in known or model_type not in CONFIG_MAPPING:  # the latter: needs code of its own
+    known = TasksManager.get_supported_model_type_for_task(TASK, exporter="openvino")
+    if (
+        EXPORTED_AS.get(model_type, model_type) not in known or model_type not in CONFIG_MAPPING
+    ):  # the latter: needs code of its own
         raise ValueError(
             f"This is a model of type {model_type!r}, which Optimum Intel cannot export for text "
             "generation. Choose one of a supported type (llama, qwen2, qwen3, mistral, phi3, gpt_neox, mpt, "
             "...); code that a checkpoint brings along is not run."
         )
+    check_results(settings)
+    if model_type in EXPORTED_AS:
+        return
     exporter = TasksManager.get_exporter_config_constructor(
-        "openvino", model_type=model_type, task="text-generation-with-past", library_name="transformers"
+        "openvino", model_type=model_type, task=TASK, library_name="transformers"
     ).func
     newest = getattr(exporter, "MAX_TRANSFORMERS_VERSION", None)
     if newest and Version(version("transformers")) > Version(str(newest)):
@@ -51,13 +63,44 @@ def export_checkpoint(checkpoint_folder: Path, output: Path) -> None:
     bfloat16 stays bfloat16.
     """
     from optimum.exporters.openvino import main_export
-    from optimum.intel import OVConfig
+    from transformers import AutoConfig
 
+    stored = stored_dtype(checkpoint_folder)
     main_export(
         str(checkpoint_folder),
         output=output,
-        task="text-generation-with-past",
-        ov_config=OVConfig(dtype="fp16"),
+        task=TASK,
+        ov_config=_number_type(stored),
         trust_remote_code=False,
-        model_loading_kwargs={"torch_dtype": stored_dtype(checkpoint_folder)},
+        model_loading_kwargs={"torch_dtype": stored},
+        custom_export_configs=export_configs(
+            AutoConfig.from_pretrained(checkpoint_folder, trust_remote_code=False)
+        ),
     )
+
+
+def export_model(model: "PreTrainedModel", output: Path) -> None:
+    """The same for a model that is loaded already."""
+    from optimum.exporters.openvino import export_from_model
+    from optimum.exporters.openvino.utils import clear_class_registry
+
+    export_from_model(
+        model,
+        output,
+        task=TASK,
+        ov_config=_number_type(model.dtype),
+        patch_16bit_model=model.dtype.itemsize == 2,
+        custom_export_configs=export_configs(model.config),
+    )
+    clear_class_registry()  # gives back the memory of what was traced, as `main_export` does
+
+
+def _number_type(stored: "torch.dtype") -> "OVConfig":
+    """Weights of 16 bits are written as they are, and what is not a weight with 32 bits.
+
+    "fp16" would round everything, the frequencies of rotary position embeddings among it, which is an error
+    of an angle that grows with the position. Weights of 32 bits can become smaller in no other way.
+    """
+    from optimum.intel import OVConfig
+
+    return OVConfig(dtype="fp32" if stored.itemsize == 2 else "fp16")

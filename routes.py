@@ -47,8 +47,30 @@ def _mpt() -> Route:  # Optimum's export of MPT ends at max_seq_len
     )
 
 
-# By config.json's model_type; functions, since what they import takes seconds.
-BY_HAND: dict[str, Callable[[], Route]] = {"mpt": _mpt}
+def _text_part() -> Route:
+    from optimum.intel import OVModelForCausalLM
+
+    import text_models
+
+    return Route(text_models.check_text_part, text_models.export_text_part, OVModelForCausalLM)
+
+
+def _granite_hybrid() -> Route:
+    from optimum.intel import OVModelForCausalLM
+
+    import text_models
+
+    return Route(text_models.check_granite_hybrid, text_models.export_granite_hybrid, OVModelForCausalLM)
+
+
+# By config.json's model_type; functions, since what they import takes seconds. Which architectures Optimum's
+# way takes although its exporter would not, is a table of `lifted_caps`.
+BY_HAND: dict[str, Callable[[], Route]] = {
+    "mpt": _mpt,
+    "gemma3": _text_part,
+    "mistral3": _text_part,
+    "granitemoehybrid": _granite_hybrid,
+}
 
 
 def route_of(settings: dict) -> Route:

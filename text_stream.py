@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from thoughts import unfinished
+from thoughts import ReasoningFormat, unfinished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,3 +105,10 @@ def split_at_stop(text: str, stop_strings: Sequence[str]) -> tuple[str, str, boo
         return text[: min(ends)], "", True
     safe = len(text) - unfinished(text, stop_strings)
     return text[:safe], text[safe:], False
+
+
+def special_marks(tokenizer: "PreTrainedTokenizerBase", reasoning: ReasoningFormat) -> dict[int, str]:
+    """The special tokens by which a model marks its thoughts, and their texts, which decoders leave out."""
+    marks = " ".join((reasoning.opens, reasoning.closes, *reasoning.answer_opens, *reasoning.answer_closes))
+    added = tokenizer.added_tokens_decoder.items()
+    return {number: token.content for number, token in added if token.special and token.content in marks}

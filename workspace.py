@@ -15,17 +15,22 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-# The end of the names of folders that are being written.
+# The ends of the names of folders that are being written, and of those that are being replaced.
 PARTIAL = ".partial"
+REPLACED = ".replaced"
 
 
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
     """A folder that appears only when it is finished.
 
-    Yields an empty folder beside `folder` to write into and renames it at the end, replacing what was
-    there. After an exception nothing is left; after a crash only the `.partial` folder, which the next
-    attempt clears. Where several processes may want the same folder, hold `exclusive(folder)`.
+    Yields an empty folder beside `folder` to write into and renames it at the end. What was there is renamed
+    aside before, and deleted last: at every moment either the old or the new one is whole on the disk.
+    After an exception the old one is what it was; after a crash `recover` finds it, and the next attempt
+    clears what was half written. Where several processes may want the same folder, hold `exclusive(folder)`.
+
+    Raises:
+        OSError: the old folder is in use and cannot be renamed, which happens on Windows.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(folder.name + PARTIAL)
@@ -33,11 +38,51 @@ def written_whole(folder: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
+        recover(folder)
+        aside = folder.with_name(folder.name + REPLACED)
         if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+            _rename_unused(folder, aside)
+        try:
+            partial.rename(folder)
+        except BaseException:
+            recover(folder)
+            raise
+        # A process that has the old files mapped keeps them on Linux; on Windows they go another time.
+        shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Bring back a folder that a killed process had renamed aside, or delete that copy if there is a newer.
+
+    Only for the holder of `exclusive(folder)`, where several processes may want the same folder.
+    """
+    aside = folder.with_name(folder.name + REPLACED)
+    if aside.exists() and not folder.exists():
+        aside.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _rename_unused(folder: Path, aside: Path) -> None:
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        raise OSError(
+            f"{folder} is in use and cannot be replaced: {error}. It was left as it is. End the "
+            "programs that have it open, and try again."
+        ) from error
+
+
+def link_or_copy(file: Path, copy: Path) -> None:
+    """The same file in another place, without a copy of its content where both are on a disk that has links.
+
+    A link is the same content: replace such a file, never write into it.
+    """
+    try:
+        os.link(file.resolve(), copy)
+    except OSError:
+        shutil.copy2(file, copy)
 
 
 def exclusive(folder: Path) -> FileLock:

@@ -31,7 +31,16 @@ FLOORS = {
         "model_folder",
         "conversion",
     ),
-    "token ids": ("graph_edits", "kv_cache", "engine", "genai_engine"),
+    "token ids": (
+        "graph_edits",
+        "kv_cache",
+        "engine",
+        "prefix_ledger",
+        "genai_schema",
+        "genai_process",
+        "genai_worker",
+        "genai_engine",
+    ),
     "text": ("thoughts", "turn_guard", "text_stream", "prompt", "chat"),
     "doors": ("chat_ui", "machine", "forecast", "doctor"),
 }

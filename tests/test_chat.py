@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
-from fakes import ScriptedEngine
 from transformers import AutoTokenizer
 
 from chat import ChatModel, ReplyStats, SamplingParams
@@ -23,6 +22,7 @@ from config import (
     SUPPORTED_MODELS,
     ModelConfig,
 )
+from fakes import ScriptedEngine
 from text_stream import TextDecoder, split_at_stop
 from turn_guard import CUT, line_markers, split_each
 

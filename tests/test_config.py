@@ -251,6 +251,7 @@ def test_entry_is_well_formed(name):
     assert entry.chat_template is None or "messages" in entry.chat_template
     assert entry.system_prompt is None or entry.system_prompt.strip()
     assert type(entry.stop_strings) is tuple and all(entry.stop_strings)
+    SamplingParams(**entry.sampling or {})  # raises where a field is unknown or out of range
 
 
 def test_names_and_model_ids_are_unique():
@@ -316,7 +317,11 @@ ALLOWED = {
     "graph_edits": set(),
     "kv_cache": {"workspace", "tuning", "graph_edits"},
     "engine": {"tuning", "sampling", "model_folder", "kv_cache"},
-    "genai_engine": {"tuning", "sampling", "model_folder", "engine"},
+    "prefix_ledger": set(),
+    "genai_schema": set(),
+    "genai_process": set(),
+    "genai_worker": {"telemetry", "tuning", "model_folder", "prefix_ledger", "genai_schema", "genai_process"},
+    "genai_engine": {"sampling", "model_folder", "engine", "genai_process"},
     "thoughts": set(),
     "text_stream": {"thoughts"},
     "turn_guard": set(),

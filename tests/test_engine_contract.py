@@ -3,11 +3,11 @@
 import threading
 
 import pytest
-from fakes import ScriptedEngine
 
 import conversion
 from conftest import EXACT
 from engine import OptimumEngine
+from fakes import ScriptedEngine
 from genai_engine import GenAIEngine
 from sampling import SamplingParams
 

@@ -72,7 +72,9 @@ class Served:
             return step()
 
         monkeypatch.setattr(batch, "step", counted)
-        self._thread = threading.Thread(target=serve, args=(batch, self.commands, self.news.put))
+        self._thread = threading.Thread(
+            target=serve, args=(batch, self.commands, self.news.put, os.getppid())
+        )
         self._thread.start()
 
     def end(self) -> None:
@@ -161,7 +163,7 @@ def test_a_failing_step_ends_serving(batch, monkeypatch):
     commands = queue.SimpleQueue()
     commands.put(one := request())
     with pytest.raises(RuntimeError, match="out of memory"):
-        serve(batch, commands, lambda news: None)
+        serve(batch, commands, lambda news: None, os.getppid())
     batch.cancel(one.number)
 
 
@@ -236,6 +238,20 @@ def test_a_block_that_grows_is_no_longer_the_end_of_the_shorter_one():
     ledger.store(list(range(7)), grown_from=6)
     assert ledger.reused([*range(6), 99]) == 4
     assert ledger.reused(list(range(8))) == 7
+
+
+def test_serving_ends_with_the_parent(batch):
+    serve(batch, queue.SimpleQueue(), lambda news: None, parent=-1)
+
+
+def test_errors_of_libraries_can_be_sent():
+    class Strange(Exception):
+        def __init__(self, one, other):
+            super().__init__(f"{one} {other}")
+
+    sent = pickle.loads(pickle.dumps(genai_worker.plain(Strange(1, 2))))
+    assert isinstance(sent, RuntimeError) and str(sent) == "Strange: 1 2"
+    assert type(genai_worker.plain(ValueError("3"))) is ValueError
 
 
 # The process itself

@@ -3,9 +3,9 @@
 import threading
 
 import pytest
-from fakes import ScriptedEngine
 
 from chat import ChatModel
+from fakes import ScriptedEngine
 from loading_engine import LoadingEngine
 from sampling import SamplingParams
 
@@ -17,7 +17,7 @@ class Door:
 
     def __init__(self, engine=None, error: Exception | None = None):
         self.opened = threading.Event()
-        self.engine, self.error = engine or ScriptedEngine([7, 8, 9, 10]), error
+        self.engine, self.error = engine or ScriptedEngine([7, 8, 9, 10], max_context=300), error
 
     def make(self):
         assert self.opened.wait(30)
@@ -58,6 +58,7 @@ def test_what_the_engine_will_be_is_known_at_once():
     assert engine.defaults == SamplingParams(top_k=5) and not engine.ready
     door.opened.set()
     assert engine.result() is door.engine and engine.ready
+    assert engine.max_context == 300  # what it turned out to be
 
 
 def test_a_request_waits_says_so_and_gets_its_tokens():

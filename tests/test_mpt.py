@@ -369,6 +369,15 @@ def test_int8_loses_little_and_halves_the_size(tmp_path):
         ({"ffn_config": {"ffn_type": "mptglu"}}, "ffn_config.ffn_type = 'mptglu'"),
         ({"ffn_config": {"ffn_hidden_size": 128}}, "ffn_hidden_size = 128"),
         ({"architectures": ["MPTForCausalLM"], "expansion_ratio": 2}, "expansion_ratio = 2"),
+        ({"ffn_config": {"ffn_act_fn": {"name": "relu"}}}, "ffn_config.ffn_act_fn = {'name': 'relu'}"),
+        ({"norm_eps": 1e-6}, "norm_eps = 1e-06"),
+        ({"block_overrides": {"order": []}}, "block_overrides = {'order': "),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0"),
+        ({"fc_type": {"name": "te"}}, "fc_type = {'name': 'te'}"),
+        ({"residual_modification": "layer"}, "residual_modification = 'layer'"),
+        ({"invented_next_year": 1}, "invented_next_year = 1, a setting that is not known"),
+        ({"attn_config": {"invented": True}}, "attn_config.invented = True, a setting that is not known"),
+        ({"ffn_config": {"invented": True}}, "ffn_config.invented = True, a setting that is not known"),
     ],
     ids=str,
 )
@@ -389,6 +398,25 @@ def test_what_cannot_be_honoured_is_named_before_any_work(tmp_path, monkeypatch,
     with pytest.raises(ValueError, match=f"{checkpoint} cannot be converted. This MPT model has .*{name}"):
         conversion.prepare_model(str(checkpoint), "FP16", tmp_path / "models")
     assert not list(tmp_path.rglob("openvino_model.*")) + list(tmp_path.rglob("*.onnx"))
+
+
+@pytest.mark.parametrize("absent", ["no_bias", "attn_config.alibi"])
+def test_what_llm_foundry_takes_an_absent_setting_for_counts(absent):
+    settings = MptConfig(architectures=["MPTForCausalLM"]).to_dict()
+    mpt_converter.check_settings(settings)
+    group, _, key = absent.rpartition(".")
+    del (settings[group] if group else settings)[key]
+    with pytest.raises(ValueError, match=f"{absent} = False"):
+        mpt_converter.check_settings(settings)
+    mpt_converter.check_settings(settings | {"architectures": ["MptForCausalLM"]})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"norm_eps": 1e-5}, {"ffn_config": {"ffn_act_fn": {"name": "gelu"}}}, {"block_overrides": None}],
+)
+def test_new_settings_with_the_usual_values_are_accepted(settings):
+    mpt_converter.check_settings(MptConfig().to_dict() | settings)
 
 
 def test_an_unknown_precision_is_refused(model, tmp_path):

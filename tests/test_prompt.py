@@ -3,10 +3,10 @@
 from functools import partial
 
 import pytest
-from fakes import ScriptedEngine
 
 from chat import ChatModel, SamplingParams
 from config import ModelConfig
+from fakes import ScriptedEngine
 from prompt import PromptWriter
 from prompt_formats import PROMPT_FORMATS as FORMATS
 from prompt_formats import make_tokenizer

@@ -1,0 +1,226 @@
+"""Every architecture of the catalogue, and every one whose cap is lifted, computes what PyTorch computes.
+
+Each is a tiny random checkpoint, converted as any other, and compared in the exact mode: prompts, single
+tokens on a cache, beyond the window of its attention, on both engines, and after the cache was cut.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import conversion
+from config import SUPPORTED_MODELS, ModelConfig
+from engine import OptimumEngine
+from genai_engine import GenAIEngine
+from lifted_caps import EXPORTED_AS, WRONG_RESULTS
+from routes import BY_HAND, route_of
+from sampling import SamplingParams
+from tiny_architectures import ARCHITECTURES, load_pytorch, make_tiny_architecture
+from tuning import EXACT
+
+# More than a window of 32 tokens, and more than a block of the cache.
+LONG = np.random.default_rng(0).integers(260, 480, 60).tolist()
+SHORT = LONG[:7]
+# Shares 20 tokens with LONG: what the cache holds beyond has to be forgotten.
+BRANCH = LONG[:20] + LONG[40:55]
+REPLIES = {
+    "grows beyond the window": (SHORT, 40),
+    "long": (LONG, 24),
+    "cut": (BRANCH, 16),
+    "back": (LONG, 24),
+}
+CLOSE = 1e-4  # of logits between 1 and 10; what is rounded to 16 bits somewhere differs by more than 1e-3
+
+
+@dataclass
+class Tiny:
+    """A converted model, and what PyTorch says to the same ids. Computed first: exporters change PyTorch."""
+
+    folder: Path
+    logits: torch.Tensor
+    replies: dict[str, list[int]]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def tiny(request, tmp_path_factory) -> Tiny:
+    root = tmp_path_factory.mktemp(request.param)
+    checkpoint = make_tiny_architecture(root / "checkpoint", request.param)
+    model = load_pytorch(checkpoint, request.param)
+    logits = pytorch_logits(model, LONG)
+    replies = {name: pytorch_reply(model, ids, length) for name, (ids, length) in REPLIES.items()}
+    folder = conversion.prepare_model(str(checkpoint), "FP16", root)
+    return Tiny(folder, logits, replies)
+
+
+def pytorch_logits(model, ids: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.tensor([ids]), use_cache=False).logits[0]
+
+
+def pytorch_reply(model, ids: list[int], length: int) -> list[int]:
+    ids = list(ids)
+    for _ in range(length):
+        ids.append(int(pytorch_logits(model, ids)[-1].argmax()))
+    return ids[-length:]
+
+
+@pytest.mark.slow
+def test_logits_of_a_prompt(tiny):
+    model, _ = conversion.load_model(tiny.folder, ov_config=EXACT)
+    torch.testing.assert_close(model(torch.tensor([LONG])).logits[0], tiny.logits, atol=CLOSE, rtol=0)
+
+
+@pytest.mark.slow
+def test_logits_of_single_tokens_on_a_cache(tiny):
+    model, _ = conversion.load_model(tiny.folder, ov_config=EXACT)
+    output = model(torch.tensor([SHORT]))
+    for place in range(len(SHORT), len(LONG)):
+        output = model(
+            torch.tensor([LONG[place : place + 1]]),
+            attention_mask=torch.ones(1, place + 1, dtype=torch.int64),
+            position_ids=torch.tensor([[place]]),
+            past_key_values=output.past_key_values,
+        )
+        torch.testing.assert_close(output.logits[0, -1], tiny.logits[place], atol=CLOSE, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("open_engine", [OptimumEngine.from_folder, GenAIEngine], ids=["optimum", "genai"])
+def test_replies_of_an_engine(tiny, open_engine):
+    engine = open_engine(tiny.folder, ov_config=EXACT)
+    found = {
+        name: list(engine.generate(ids, SamplingParams(temperature=0, max_new_tokens=length)))
+        for name, (ids, length) in REPLIES.items()
+    }
+    engine.close()
+    assert found == tiny.replies
+
+
+def test_every_row_of_the_tables_is_tried():
+    tried = {model_type for model_type, _ in ARCHITECTURES.values()}
+    assert {*EXPORTED_AS, *BY_HAND} <= tried
+
+
+# What the catalogue's checkpoints are, by their config.json.
+FAMILIES = {
+    "smollm2-135m-instruct": "llama",
+    "gemma-3-270m-it": "gemma3_text",
+    "smollm2-360m-instruct": "llama",
+    "qwen2.5-0.5b-instruct": "qwen2",
+    "qwen3-0.6b": "qwen3",
+    "gemma-3-1b-it": "gemma3_text",
+    "tiny-llama-1b-chat": "llama",
+    "llama-3.2-1b-instruct": "llama",
+    "olmo-2-1b-instruct": "olmo2",
+    "qwen2.5-1.5b-instruct": "qwen2",
+    "granite-4.0-1b": "granite4",
+    "smollm2-1.7b-instruct": "llama",
+    "qwen3-1.7b": "qwen3",
+    "deepseek-r1-distill-qwen-1.5b": "qwen2",
+    "granite-3.3-2b-instruct": "granite",
+    "gemma-2-2b-it": "gemma2",
+    "red-pajama-3b-chat": "gpt_neox",
+    "smollm3-3b": "smollm3",
+    "llama-3.2-3b-instruct": "llama",
+    "granite-4.0-micro": "granite4",
+    "ministral-3-3b-instruct": "mistral3",
+    "phi-4-mini-instruct": "phi3",
+    "phi-4-mini-reasoning": "phi3",
+    "gemma-3-4b-it": "gemma3",
+    "qwen3-4b": "qwen3",
+    "mpt-7b-chat": "mpt",
+    "llama-2-chat-7b": "llama",
+    "mistral-7b-instruct": "mistral",
+    "olmo-2-7b-instruct": "olmo2",
+    "qwen2.5-7b-instruct": "qwen2",
+    "deepseek-r1-distill-qwen-7b": "qwen2",
+    "ministral-8b-instruct": "ministral",
+    "llama-3.1-8b-instruct": "llama",
+    "deepseek-r1-distill-llama-8b": "llama",
+    "granite-3.3-8b-instruct": "granite",
+    "qwen3-8b": "qwen3",
+    "glm-4-9b": "glm4",
+    "qwen3-8b-int4": "qwen3",
+    "qwen3-14b-int4": "qwen3",
+    "gpt-oss-20b-int4": "gpt_oss",
+}
+
+
+def test_every_model_of_the_catalogue_is_of_an_architecture_that_is_tried():
+    assert FAMILIES.keys() == SUPPORTED_MODELS.keys()
+    assert set(FAMILIES.values()) <= ARCHITECTURES.keys()
+
+
+# Types that the exporter caps and that do not pass the tests above, and those that would be wrong silently.
+REFUSED = [
+    "bitnet",
+    "dbrx",
+    "deepseek_v2",
+    "deepseek_v3",
+    "falcon_mamba",
+    "gemma3n_text",
+    "gemma4_text",
+    "lfm2",
+    "lfm2_moe",
+    "llama4_text",
+    "mamba",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+    "qwen3_next",
+    "zamba2",
+    *WRONG_RESULTS,
+]
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_other_types_are_refused_by_name(model_type):
+    settings = {"model_type": model_type}
+    with pytest.raises(ValueError, match=f"'{model_type}'"):
+        route_of(settings).check_settings(settings)
+
+
+def test_no_capped_type_is_forgotten():
+    """Each that transformers still has is either lifted and tried, or refused above."""
+    import optimum.exporters.openvino  # noqa: F401
+    from optimum.exporters.tasks import TasksManager
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    task = "text-generation-with-past"
+    unknown = []
+    for model_type in TasksManager.get_supported_model_type_for_task(task, exporter="openvino"):
+        settings = {"model_type": model_type, "text_config": {}}
+        if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in BY_HAND:
+            try:
+                route_of(settings).check_settings(settings)
+            except ValueError:
+                unknown.append(model_type)
+    assert set(unknown) - {"llama4", "marian"} == set(REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_type": "falcon", "alibi": True}, "ALiBi"),
+        ({"model_type": "gemma3", "text_config": {"model_type": "gemma4_text"}}, "gemma4_text"),
+        ({"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]}, "Mamba"),
+        ({"model_type": "granitemoehybrid", "layer_types": ["attention"], "num_local_experts": 8}, "experts"),
+        ({"model_type": "granitemoehybrid", "layer_types": ["attention"]}, "rotary"),
+    ],
+)
+def test_settings_that_cannot_be_honoured_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        route_of(settings).check_settings(settings)
+
+
+def test_weights_that_a_checkpoint_with_pictures_lacks_are_named(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = make_tiny_architecture(tmp_path / "checkpoint", "gemma3")
+    weights = load_file(folder / "model.safetensors")
+    del weights["language_model.model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj"):
+        conversion.export_fp16(folder, tmp_path / "model", ModelConfig(model_id="x"))
