@@ -144,7 +144,7 @@ class Endpoint:
             self._metrics.count("invalid")
             raise
         answer = Answer(chat, request, self._places, self._metrics.count)
-        envelope = Envelope(name)
+        envelope = Envelope(name, request.include_usage)
         try:
             # The status is sent with the first piece: what goes wrong before has a status of its own.
             first = await unless_gone(http, answer.begin())

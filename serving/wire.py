@@ -31,21 +31,25 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Envelope:
-    """What all parts of one answer share: its id, the time (s since 1970) and the model's name."""
+    """What all parts of one answer share: its id, the time (s since 1970) and the model's name.
 
-    def __init__(self, model: str):
+    Args:
+        usage_at_end: whether a stream is to end with a chunk of usage; then its other chunks say null there.
+    """
+
+    def __init__(self, model: str, usage_at_end: bool = False):
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = model
+        self._no_usage = {"usage": None} if usage_at_end else {}
 
-    def _wrap(self, kind: str, choices: Sequence[dict], usage: dict | None) -> dict[str, Any]:
+    def _wrap(self, kind: str, choices: Sequence[dict]) -> dict[str, Any]:
         return {
             "id": self._id,
             "object": kind,
             "created": self._created,
             "model": self._model,
             "choices": choices,
-            "usage": usage,
         }
 
     def completion(
@@ -57,7 +61,7 @@ class Envelope:
             message["reasoning_content"] = thought
         choice = {"index": 0, "message": message}
         choice |= {"logprobs": as_content(logprobs), "finish_reason": stats.finish_reason}
-        return self._wrap("chat.completion", [choice], usage(stats))
+        return self._wrap("chat.completion", [choice]) | {"usage": usage(stats)}
 
     def chunk(
         self,
@@ -68,11 +72,11 @@ class Envelope:
         """A piece of an answer."""
         choice = {"index": 0, "delta": delta}
         choice |= {"logprobs": as_content(logprobs), "finish_reason": finish_reason}
-        return self._wrap("chat.completion.chunk", [choice], None)
+        return self._wrap("chat.completion.chunk", [choice]) | self._no_usage
 
     def usage_chunk(self, stats: ReplyStats) -> dict[str, Any]:
         """The last piece, for those who asked for it."""
-        return self._wrap("chat.completion.chunk", [], usage(stats))
+        return self._wrap("chat.completion.chunk", []) | {"usage": usage(stats)}
 
 
 def as_content(logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
+import serving.api
 from chat import Delta, ReplyStats, TokenLogprob
 from sampling import SamplingParams
 from serving.api import build_app, make_server, serve
@@ -131,25 +132,33 @@ def served_app(app) -> Iterator[str]:
         thread.join()
 
 
-def main() -> None:
-    """Serve a fake chat as the command does, for tests that end the process."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    started = threading.Event()
+def main(word: str = "") -> None:
+    """Serve a fake chat as the command does, for tests that end the process.
 
-    def slow(chat: FakeChat) -> Iterator[Callable | str]:
+    Args:
+        word: what is special about it: "endless" answers, "slow" to load, or "fail" to.
+    """
+    pause = threading.Event()
+
+    def pieces(chat: FakeChat) -> Iterator[Callable | str]:
         yield "begun "
-        yield lambda: started.wait(2) and None
+        if word == "endless":
+            yield from talking(chat)
+        yield lambda: pause.wait(2) and None
         yield "ended"
 
     def load() -> FakeChat:
-        if "fail" in sys.argv:
+        if word == "fail":
             raise ValueError("No such model.")
-        return FakeChat(slow)
+        pause.wait(DEADLINE if word == "slow" else 0)
+        return FakeChat(pieces)
 
-    future = Future()
-    app = build_app(future)
-    serve(app, listener, load, future, f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+    if word == "endless":
+        serving.api.DRAIN = 0.5
+    listener = socket.create_server(("127.0.0.1", 0))
+    loading: Future[FakeChat] = Future()
+    serve(build_app(loading), listener, load, loading, f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -3,11 +3,14 @@
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -15,12 +18,13 @@ import openai
 import pytest
 from fastapi import FastAPI
 
+import serving.api
 import serving.security
 from chat import Delta
 from fake_chat import DEADLINE, FakeChat, after, computing_the_prompt, served, served_app, talking
 from sampling import OPTIONS
 from serving.answers import WAITING
-from serving.api import build_app
+from serving.api import build_app, main
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -126,11 +130,12 @@ def test_usage_chunk_when_asked_for(address):
     *parts, last = chunks(post(address, stream=True, stream_options={"include_usage": True}))
     assert last["choices"] == []
     assert last["usage"]["total_tokens"] == 10
-    assert not any(part["usage"] for part in parts)
+    assert {part["usage"] for part in parts} == {None}
 
 
 def test_no_usage_chunk_unasked(address):
-    assert all(part["choices"] for part in chunks(post(address, stream=True)))
+    parts = chunks(post(address, stream=True))
+    assert all(part["choices"] and "usage" not in part for part in parts)
 
 
 def test_thoughts_in_reasoning_content():
@@ -590,6 +595,26 @@ def test_leaving_the_queue_frees_a_place_in_it():
         assert len(chat.asked) == 1
 
 
+def test_many_that_leave_leave_nothing_behind():
+    class Talking(FakeChat):
+        def stream(self, messages, sampling=None, template_options=None):
+            return FakeChat(talking).stream(messages)
+
+    with served(Talking(max_requests=8)) as address, ThreadPoolExecutor(16) as pool:
+
+        def leave(number: int) -> None:
+            if number % 2:
+                with streaming(address):
+                    return
+            with pytest.raises(httpx.ReadTimeout):
+                post(address, timeout=0.2)
+
+        list(pool.map(leave, range(48)))
+        wait_for(address, "llm_chatbot_running 0.0")
+        wait_for(address, "llm_chatbot_waiting 0.0")
+        assert "answer" not in {thread.name for thread in threading.enumerate()}
+
+
 def wait_for(address: str, figure: str) -> None:
     """Return once the figures of the endpoint hold this line."""
     pause = threading.Event()
@@ -730,51 +755,92 @@ def test_long_answer_is_no_slow_head(monkeypatch):
 # The process
 
 
-@pytest.fixture
-def process():
+@contextmanager
+def process(*words: str) -> Iterator[tuple[subprocess.Popen, str]]:
     """The server as a process of its own, and its address."""
-    command = [sys.executable, Path(__file__).with_name("fake_chat.py")]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent, env=environment()
+    root = Path(__file__).parent.parent
+    command = [sys.executable, Path(__file__).with_name("fake_chat.py"), *words]
+    started = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
     )
-    for line in process.stdout:
-        if line.startswith("Ready at "):
-            break
-    yield process, line.removeprefix("Ready at ").strip().removesuffix("/v1")
-    process.kill()
-    process.wait()
+    try:
+        yield started, re.search(r"http://\S+(?=/v1)", started.stdout.readline())[0]
+    finally:
+        started.kill()
+        started.communicate()
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+@contextmanager
+def streaming(address: str) -> Iterator[Iterator[str]]:
+    """The text of a stream, which has begun."""
+    body = {"messages": HELLO, "stream": True}
+    with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=DEADLINE) as response:
+        texts = response.iter_text()
+        next(texts)
+        yield texts
 
 
-def test_sigterm_lets_answers_finish_and_refuses_new_ones(process):
-    process, address = process
-    with httpx.stream(
-        "POST", f"{address}/v1/chat/completions", json={"messages": HELLO, "stream": True}, timeout=DEADLINE
-    ) as response:
-        events = response.iter_text()
-        next(events)
-        process.terminate()
-        text = "".join(events)
-    assert "ended" in text
-    assert text.endswith("data: [DONE]\n\n")
-    assert process.wait(DEADLINE) == 0
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{address}/health")
+def test_sigterm_lets_answers_finish_and_refuses_new_ones():
+    with process() as (server, address):
+        assert server.stdout.readline() == f"Ready at {address}/v1\n"
+        with streaming(address) as texts:
+            server.terminate()
+            text = "".join(texts)
+        assert "ended" in text
+        assert text.endswith("data: [DONE]\n\n")
+        assert server.wait(DEADLINE) == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{address}/health")
+
+
+def test_sigterm_does_not_wait_for_ever():
+    with process("endless") as (server, address):
+        server.stdout.readline()
+        with streaming(address) as texts:
+            server.terminate()
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(texts)
+        assert server.wait(DEADLINE) == 0
+
+
+def test_sigterm_while_the_model_is_loaded():
+    with process("slow") as (server, address):
+        assert httpx.get(f"{address}/health").json() == {"status": "loading"}
+        server.terminate()
+        assert server.wait(DEADLINE) == 0
 
 
 def test_model_that_cannot_be_loaded_ends_the_process():
-    command = [sys.executable, Path(__file__).with_name("fake_chat.py"), "fail"]
-    ended = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent.parent,
-        env=environment(),
-        timeout=60,
-        check=False,
-    )
-    assert ended.returncode == 1
-    assert ended.stderr == "Error: No such model.\n"
+    with process("fail") as (server, _):
+        assert server.wait(DEADLINE) == 1
+        assert server.stderr.read() == "Error: No such model.\n"
+
+
+def test_command_says_that_a_port_is_taken(address):
+    port = address.rpartition(":")[2]
+    with pytest.raises(SystemExit, match=f"127.0.0.1 port {port} is taken"):
+        main(["--port", port])
+
+
+@pytest.mark.parametrize(
+    "arguments, warns",
+    [
+        (["--host", "0.0.0.0"], True),
+        (["--host", "0.0.0.0", "--api-key", "secret"], False),
+        (["--host", "localhost"], False),
+        (["--host", "::1"], False),
+        ([], False),
+    ],
+)
+def test_command_warns_of_an_open_door(monkeypatch, capsys, arguments, warns):
+    monkeypatch.delenv("LLM_CHATBOT_API_KEY", raising=False)
+    real = socket.create_server
+    monkeypatch.setattr(socket, "create_server", lambda *_, **__: real(("127.0.0.1", 0)))
+    monkeypatch.setattr(serving.api, "serve", lambda app, listener, *_: listener.close())
+    main(arguments)
+    assert ("Warning: whoever reaches this machine" in capsys.readouterr().err) == warns

@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from conftest import MODELS_DIR
-from fake_chat import served
+from fake_chat import served, served_app
 from sampling import SamplingParams
 from serving.client import RemoteChatModel
 
@@ -158,6 +158,28 @@ def test_too_long_a_question_is_a_bad_request(client):
     long = [{"role": "user", "content": "one two three four " * 5000}]
     with pytest.raises(openai.BadRequestError, match="room for"):
         client.chat.completions.create(messages=long, **GREEDY)
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "serving.md").read_text()
+RECIPES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "127.0.0.1" in recipe])
+def test_recipe_of_a_client(address, recipe, capsys):
+    recipe = recipe.replace("http://127.0.0.1:8000", address).replace("smollm2-135m-instruct", NAME)
+    exec(recipe, {})
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "app.mount" in recipe])
+def test_recipe_of_an_application(smollm2_folder, recipe):
+    names = {}
+    recipe = recipe.replace("prepare_model(DEFAULT_MODEL)", repr(str(smollm2_folder)))
+    exec(recipe, names)
+    with served_app(names["app"]) as address:
+        client = openai.OpenAI(base_url=f"{address}/llm/v1", api_key="a secret")
+        answer = client.chat.completions.create(messages=QUESTION, **GREEDY)
+    assert answer.choices[0].message.content
 
 
 @pytest.mark.parametrize("engine", ["optimum", "genai"])
