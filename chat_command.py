@@ -11,13 +11,13 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import telemetry
-from open_chat import add_model_options, open_chat
+from open_chat import add_model_options, open_chat, wait_for
 from sampling import OPTIONS
 
 if TYPE_CHECKING:
@@ -26,8 +26,31 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run(arguments: list[str] | None, build: Callable[..., Any], launch: Callable[..., str]) -> None:
-    """Prepare a model if need be and serve the chat page on it, until Ctrl+C.
+@dataclass
+class Begun:
+    """A command on its way: what it was asked for, and the chat, whose model may still be loading."""
+
+    options: argparse.Namespace
+    chat: "Chat"
+
+
+def begin(arguments: list[str] | None) -> Begun:
+    """Prepare a model if need be, and load it in the background.
+
+    Raises:
+        SystemExit: with a line of words.
+    """
+    telemetry.turn_off()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    options = parsed(arguments)
+    with ends_in_words(options.model):
+        check_address(options.host, options.port)
+        chat = remote_chat(options) if options.connect else open_chat(options, in_background=True)
+    return Begun(options, chat)
+
+
+def finish(begun: Begun, build: Callable[..., Any], launch: Callable[..., str]) -> None:
+    """Serve the chat page until Ctrl+C. It is there before the model is; who asks meanwhile waits.
 
     Args:
         build, launch: `chat_ui.build_ui` and `chat_ui.launch_ui`.
@@ -35,26 +58,30 @@ def run(arguments: list[str] | None, build: Callable[..., Any], launch: Callable
     Raises:
         SystemExit: with a line of words.
     """
-    telemetry.turn_off()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    options, chat = begun.options, begun.chat
+    with ends_in_words(options.model), closing(chat):
+        page = build(chat)
+        address = launch(page, options.host, options.port, options.auth)
+        if not options.auth and not is_loopback(options.host):
+            print(f"Warning: {who_can_reach(options.host)}", file=sys.stderr)
+        print(f"Open {address} in a browser. Ctrl+C ends the server.", flush=True)
+        if not options.connect:
+            wait_for(chat)
+        page.block_thread()
+
+
+@contextmanager
+def ends_in_words(model: str) -> Iterator[None]:
+    """What goes wrong inside ends the program with a line of words."""
     try:
-        options = parsed(arguments)
-        check_address(options.host, options.port)
-        chat = remote_chat(options) if options.connect else open_chat(options)
-        with closing(chat):
-            page = build(chat)
-            address = launch(page, options.host, options.port, options.auth)
-            if not options.auth and not is_loopback(options.host):
-                print(f"Warning: {who_can_reach(options.host)}", file=sys.stderr)
-            print(f"Open {address} in a browser. Ctrl+C ends the server.", flush=True)
-            page.block_thread()
+        yield
     except (OSError, ValueError) as error:
         file = getattr(error, "filename", None)
         hint = ". LLM_CHATBOT_MODELS_DIR names the folder for models."
         sys.exit(in_one_line(f"Error: {error.strerror}: {file}{hint}" if file else f"Error: {error}"))
     except Exception as error:  # of the libraries that convert; OpenVINO's own come as ValueError
         log.debug("The command failed", exc_info=True)
-        sys.exit(in_one_line(f"Error: {options.model} cannot be used ({type(error).__name__}: {error})"))
+        sys.exit(in_one_line(f"Error: {model} cannot be used ({type(error).__name__}: {error})"))
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:

@@ -11,9 +11,13 @@ unlocks. Stop cancels `answer`; `leave` closes the streams of who has left the p
 import signal
 import sys
 
-if __name__ == "__main__":  # before the imports below, which take seconds
+if __name__ == "__main__":  # before the imports below, which take seconds: the model is loaded meanwhile
     signal.signal(signal.SIGINT, lambda *_: sys.exit("Stopped."))
+    from chat_command import begin
 
+    begun = begin(None)
+
+import asyncio
 import html
 import logging
 import os
@@ -47,6 +51,8 @@ EXAMPLES = [
 ]
 QUEUE_LENGTH = 16  # questions that may wait while others are being answered
 SESSIONS = 100  # open pages that the server remembers, 0.3 MB each; the one longest unused is forgotten first
+SOON = 0.5  # seconds after which an answer that waits for the model says so
+WAITING = "Waiting for the model: it is being loaded, or answers somebody else."
 SLIDERS = {name: option for name, option in OPTIONS.items() if name != "logprobs"}
 
 
@@ -120,8 +126,11 @@ def build_ui(chat_model: Chat, title: str | None = None) -> gr.Blocks:
             try:
                 parts = reply(chat_model, now["messages"], options, running, request.session_hash)
                 async with aclosing(parts):
-                    async for last, cost in parts:
-                        messages, line = [*before, last], describe(cost)
+                    async for turn, cost in parts:
+                        if cost is None:
+                            yield now, shown(now["messages"]), WAITING
+                            continue
+                        last, messages, line = turn, [*before, turn], describe(cost)
                         yield now | {"messages": messages}, shown(messages), line
             except gr.Error as error:  # raised, it would cover the conversation
                 gr.Warning(html.escape(error.message))
@@ -193,8 +202,9 @@ def build_ui(chat_model: Chat, title: str | None = None) -> gr.Blocks:
             turns = [*(history or []), {"role": "user", "content": whole_characters(message)}]
             parts = reply(chat_model, turns, options, running, request.session_hash)
             async with aclosing(parts):
-                async for turn, _ in parts:
-                    yield turn["content"], [*turns, turn]
+                async for turn, cost in parts:
+                    if cost:
+                        yield turn["content"], [*turns, turn]
 
         history, text = gr.State(), gr.Textbox(label="Answer", visible=False)
         gr.on([], respond, [box, history], [text, history], api_name="chat", **answering)
@@ -213,8 +223,10 @@ async def reply(
     options: dict[str, Any],
     running: dict[ReplyStream, str | None],
     session: str | None,
-) -> AsyncIterator[tuple[Message, ReplyStats]]:
+) -> AsyncIterator[tuple[Message, ReplyStats | None]]:
     """The message that answers the last one, or goes on with it, as it grows; and what it cost.
+
+    There is no cost as long as it waits for a model that is being loaded, or for answers to others.
 
     The model works in another thread. Who stops the answer cancels the task that waits for it here, and the
     stream is closed at once. Were this no coroutine, that would wait for the next delta.
@@ -241,10 +253,16 @@ async def reply(
         with closing(await run_sync(chat_model.stream, prompt, sampling, switches or None)) as deltas:
             running[deltas] = session
             try:
-                while (delta := await run_sync(next, deltas, None)) is not None:
+                first = asyncio.ensure_future(run_sync(next, deltas, None))
+                while not (await asyncio.wait({first}, timeout=SOON))[0]:
+                    if deltas.waiting:
+                        yield turn, None
+                delta = await first
+                while delta is not None:
                     part = "thought" if delta.is_thought else "content"
                     turn, begun = turn | {part: turn.get(part, "") + delta}, True
                     yield turn, deltas.stats
+                    delta = await run_sync(next, deltas, None)
             finally:
                 del running[deltas]
     except ValueError as error:
@@ -298,10 +316,12 @@ def launch_ui(
 
 def main(arguments: list[str] | None = None) -> None:
     """Prepare a model if need be and serve the chat page on it."""
-    from chat_command import run  # which knows models
+    from chat_command import begin, finish  # which know models
 
-    run(arguments, build_ui, launch_ui)
+    finish(begin(arguments), build_ui, launch_ui)
 
 
 if __name__ == "__main__":
-    main()
+    from chat_command import finish
+
+    finish(begun, build_ui, launch_ui)
