@@ -147,6 +147,7 @@ FAMILIES = {
     "granite-3.3-8b-instruct": "granite",
     "qwen3-8b": "qwen3",
     "glm-4-9b": "glm4",
+    "gpt-oss-20b": "gpt_oss",
     "qwen3-8b-int4": "qwen3",
     "qwen3-14b-int4": "qwen3",
     "gpt-oss-20b-int4": "gpt_oss",
