@@ -47,6 +47,7 @@ lab: install
 bench: install
 	$(BIN)/python -m benchmarks.decoding
 	$(BIN)/python -m benchmarks.conversation
+	$(BIN)/python -m benchmarks.engine_process
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.settings
 	$(BIN)/python -m benchmarks.mpt_decoding

@@ -169,7 +169,7 @@ class _Desk:
 
     def cancel(self, order: _Order) -> None:
         """Take an order back; harmless when it is over."""
-        order.cancelled = True
+        order.cancelled, order.waiting = True, False
         order.arrived.put(None)
         self._events.put((self._on_cancel, order))
 
@@ -203,6 +203,7 @@ class _Desk:
         self._send_more()
 
     def _on_death(self, error: Exception) -> None:
+        self._process.hang_up()
         self._process = None
         for order in self._running.values():
             order.arrived.put(closed() if self._closed else error)

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     import openvino_genai
 
 # Tokens of prompts that are computed in one step; between two steps requests come, go, and get their tokens.
-# On two cores so many take about as long as three tokens of a reply; see `benchmarks.engine_process`.
+# On two cores so many take about as long as three tokens of a reply; see `benchmarks.engine_process`. Those
+# of running replies count as well.
 PREFILL_CHUNK = 32
 LARGEST_GAP = 1.0  # seconds between two looks for the parent
 

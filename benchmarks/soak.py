@@ -11,13 +11,11 @@ import argparse
 import gc
 import os
 import random
-import re
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import telemetry
 
@@ -25,6 +23,8 @@ telemetry.turn_off()
 
 import httpx
 from gradio_client import Client
+
+from benchmarks.resident import resident
 
 CLIENTS = 8
 # What fills caches, pools and the sessions that the server remembers: so many requests, and as many again as
@@ -95,15 +95,14 @@ def crowd(address: str, requests: int, seed: int) -> tuple[Counter, list[str]]:
 
 
 def at_rest(address: str) -> tuple[int, float]:
-    """Threads and anonymous memory (MB) of this process, when it has been idle but for a few answers."""
+    """Threads and anonymous memory (MB) of this server, when it has been idle but for a few answers."""
     for _ in range(3):  # each ends the threads that were idle before it
         time.sleep(IDLE)
         listen(address, "Why?", 2, seconds=300)
     time.sleep(1)
     gc.collect()
-    status = Path("/proc/self/status").read_text()
-    threads, kilobytes = (int(re.search(rf"{name}:\s+(\d+)", status)[1]) for name in ("Threads", "RssAnon"))
-    return threads, kilobytes / 1000
+    anonymous, _, threads = resident("self")
+    return threads, anonymous / 1e6
 
 
 def main() -> None:
