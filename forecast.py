@@ -14,8 +14,8 @@ from weight_sizes import DISK_SHARE, Weights, memory_for
 
 # The catalogue does not say how many layers a model has: they have 16 to 40.
 LAYERS = 30
-# Nor how large the embedding is, for which converting can take most memory: this share of the weights at most,
-# and so many numbers. These families have a vocabulary of more than 200,000 tokens.
+# Nor how large the embedding is, which can be what converting takes most memory for: at most this share of
+# the weights, and so many numbers. These families have a vocabulary of more than 200,000 tokens.
 LARGE_VOCABULARY = ("gemma-", "phi-4-")
 EMBEDDING = {True: (0.63, 0.68e9), False: (0.28, 0.4e9)}
 # A mixture of experts reads for one token only these of its weights.
@@ -28,10 +28,9 @@ CHAT_BASE, CHAT_SHARE = 0.9e9, 1.0
 # minute?", 2019) of 1.3 tokens each. Long conversations are slower than what is forecast here.
 PLEASANT = 10
 LEGEND = """\
-Tokens per second to expect; "no": too little memory to run it; "not here": runs, but converting it takes more
-memory or disk than there is; copy the folder from a machine that has converted it; empty: comes ready-made at
-another precision. Gated: accept the licence
-on the model's page and log in with `hf auth login`."""
+Tokens per second to expect. "no": too little memory to run it. "not here": runs, but converting it takes more
+memory or disk than there is; copy the folder from a machine that has converted it. Empty: comes ready-made,
+at another precision. Gated: accept the licence on the model's page and log in with `hf auth login`."""
 
 
 @dataclass(frozen=True)
