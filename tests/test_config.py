@@ -334,9 +334,16 @@ ALLOWED = {
     "mpt_converter": {"compression", "mpt_forward"},
     "ov_mpt_model": set(),
     "routes": {"optimum_export", "mpt_converter", "ov_mpt_model"},
-    "model_folder": {"workspace", "tuning", "sampling", "routes"},
+    "model_folder": {"config", "workspace", "tuning", "sampling", "routes", "tokenizer_check"},
+    "tokenizer_files": {"config", "chat_tokenizer", "tokenizer_check"},
+    "recipe": {"config", "compression", "model_folder"},
+    "ready_made": {
+        "config", "workspace", "quiet", "checkpoint", "hub_source", "model_source", "compression",
+        "model_folder", "tokenizer_check", "tokenizer_files",
+    },
     "conversion": {
-        "config", "workspace", "quiet", "checkpoint", "model_source", "compression", "routes", "model_folder",
+        "config", "workspace", "quiet", "checkpoint", "model_source", "plain_checkpoint", "compression",
+        "routes", "model_folder", "tokenizer_files", "recipe", "ready_made",
     },
     "graph_edits": set(),
     "kv_cache": {"workspace", "tuning", "graph_edits"},
