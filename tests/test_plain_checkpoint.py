@@ -143,9 +143,7 @@ def test_an_adapter_of_another_model_is_refused_in_words(tiny_checkpoints, tmp_p
 def test_a_base_that_is_nowhere_is_named(tiny_checkpoints, tmp_path, base):
     adapter = make_adapter(tiny_checkpoints["llama"], tmp_path / "adapter")
     change(adapter / "adapter_config.json", base_model_name_or_path=base)
-    with pytest.raises(
-        ValueError, match=f"changes the model '{base}', which is neither"
-    ):
+    with pytest.raises(ValueError, match=f"changes the model '{base}', which is neither"):
         find_checkpoint(str(adapter))
 
 
