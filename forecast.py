@@ -4,17 +4,23 @@ Knows the catalogue and what was measured on such models. Refuses to know how a 
 tells what room there is, `machine` what a token costs.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from checkpoint import DISK_SHARE, Weights, memory_for
 from config import DEFAULT_MODEL, SUPPORTED_MODELS
 from machine import WEIGHT_BYTES, DecodingSpeed
+from weight_sizes import DISK_SHARE, Weights, memory_for
 
-# The catalogue does not say how many layers a model has: they have 16 to 36; nor how large the embedding is:
-# 2 to 28 % of the weights, up to 0.6 billion.
+# The catalogue does not say how many layers a model has: they have 16 to 40.
 LAYERS = 30
-EMBEDDING_SHARE, LARGEST_EMBEDDING = 0.28, 0.6e9
+# Nor how large the embedding is, for which converting can take most memory: this share of the weights at most,
+# and so many numbers. These families have a vocabulary of more than 200,000 tokens.
+LARGE_VOCABULARY = ("gemma-", "phi-4-")
+EMBEDDING = {True: (0.63, 0.68e9), False: (0.28, 0.4e9)}
+# A mixture of experts reads for one token only these of its weights.
+WEIGHTS_READ = {"gpt-oss-20b-int4": 3.6e9}
+FREE_LICENSES = ("apache-2.0", "mit")
 # Anonymous memory of a chat: so many bytes, and so many for each byte of weights. With short prompts it was
 # 1.0 GB for 0.1 GB of weights, 2.2 GB for 1.6 GB and 3.1 GB for 2.8 GB; the rest is for the KV cache.
 CHAT_BASE, CHAT_SHARE = 0.9e9, 1.0
@@ -23,7 +29,8 @@ CHAT_BASE, CHAT_SHARE = 0.9e9, 1.0
 PLEASANT = 10
 LEGEND = """\
 Tokens per second to expect; "no": too little memory to run it; "not here": runs, but converting it takes more
-memory or disk than there is; copy the folder from a machine that has converted it. Gated: accept the licence
+memory or disk than there is; copy the folder from a machine that has converted it; empty: comes ready-made at
+another precision. Gated: accept the licence
 on the model's page and log in with `hf auth login`."""
 
 
@@ -50,29 +57,42 @@ class Outlook:
 
 
 def forecast(room: Room, speeds: Mapping[str, DecodingSpeed]) -> list[Outlook]:
-    """What every model of the catalogue would do here, at each precision."""
+    """What every model of the catalogue would do here, at each precision that there is of it."""
     outlooks = []
     for name, entry in SUPPORTED_MODELS.items():
-        at_16_bits = 2 * entry.parameters
-        embedding = int(min(EMBEDDING_SHARE * entry.parameters, LARGEST_EMBEDDING))
-        for precision, bytes_per_weight in WEIGHT_BYTES.items():
-            weights = entry.parameters * bytes_per_weight
-            written = {"FP16", precision}  # others are made from FP16
-            memory = memory_for(Weights(at_16_bits, 2, embedding), written)
-            models = sum(at_16_bits * DISK_SHARE[one] for one in written)
-            fits_disk = room.models > models + at_16_bits * room.one_disk and room.downloads > at_16_bits
+        ready = ready_made_precision(entry.model_id)
+        for precision in [ready] if ready else WEIGHT_BYTES:
+            weights = entry.parameters * WEIGHT_BYTES[precision]
+            read = WEIGHTS_READ.get(name, entry.parameters) * WEIGHT_BYTES[precision]
             speed = speeds.get(precision)
             outlooks.append(
                 Outlook(
                     name,
                     precision,
                     weights,
-                    fits_disk and fits(memory, room.memory),
+                    room.downloads > weights if ready else _converts(name, precision, room),
                     fits(CHAT_BASE + CHAT_SHARE * weights, room.memory),
-                    speed and speed.tokens_per_second(weights, LAYERS),
+                    speed and speed.tokens_per_second(read, LAYERS),
                 )
             )
     return outlooks
+
+
+def ready_made_precision(model_id: str) -> str | None:
+    """The precision of a model that is published in OpenVINO's format, which its name ends with, or None."""
+    ending = re.search(r"-(fp16|int8|int4)(-\w+)?-ov$", model_id)
+    return ending and ending[1].upper()
+
+
+def _converts(name: str, precision: str, room: Room) -> bool | None:
+    """Whether disk and memory suffice to make it; others than FP16 are made from FP16."""
+    parameters, written = SUPPORTED_MODELS[name].parameters, {"FP16", precision}
+    at_16_bits = 2 * parameters
+    share, most = EMBEDDING[name.startswith(LARGE_VOCABULARY)]
+    memory = memory_for(Weights(at_16_bits, 2, int(min(share * parameters, most))), written)
+    models = sum(at_16_bits * DISK_SHARE[one] for one in written)
+    fits_disk = room.models > models + at_16_bits * room.one_disk and room.downloads > at_16_bits
+    return fits_disk and fits(memory, room.memory)
 
 
 def fits(needed: float, available: float | None) -> bool | None:
@@ -81,13 +101,14 @@ def fits(needed: float, available: float | None) -> bool | None:
 
 
 def advise(outlooks: Iterable[Outlook]) -> str:
-    """One sentence: the largest model that anybody can fetch, and that answers pleasantly fast."""
+    """One sentence: the largest model that anybody may use, and that answers pleasantly fast."""
     good = [
         one
         for one in outlooks
         if one.converts
         and one.runs
         and not SUPPORTED_MODELS[one.model].gated
+        and SUPPORTED_MODELS[one.model].license in FREE_LICENSES
         and one.precision != "FP16"
         and (one.tokens_per_second or 0) >= PLEASANT
     ]
@@ -96,11 +117,12 @@ def advise(outlooks: Iterable[Outlook]) -> str:
     # Of one model INT8, as it is closer to the original.
     best = max(good, key=lambda one: (SUPPORTED_MODELS[one.model].parameters, one.precision == "INT8"))
     entry = SUPPORTED_MODELS[best.model]
+    download = best.weights if ready_made_precision(entry.model_id) else 2 * entry.parameters
     command = f'make chat ARGS="--model {best.model} --precision {best.precision}"'
     return (
         f"The largest model that answers here faster than one reads is {best.model} at {best.precision}, "
         f"with about {best.tokens_per_second:.0f} tokens per second (licence {entry.license}, download "
-        f"{gigabytes(2 * entry.parameters)}): {command}"
+        f"{gigabytes(download)}): {command}"
     )
 
 
@@ -109,7 +131,7 @@ def model_table(outlooks: Iterable[Outlook]) -> str:
     cells = {(one.model, one.precision): cell(one) for one in outlooks}
     rows = [["model", "weights", "licence", "gated", *WEIGHT_BYTES]]
     for name, entry in SUPPORTED_MODELS.items():
-        columns = [cells[name, precision] for precision in WEIGHT_BYTES]
+        columns = [cells.get((name, precision), "") for precision in WEIGHT_BYTES]
         size = f"{entry.parameters / 1e9:.2g} B"
         rows.append([name, size, entry.license, "yes" if entry.gated else "", *columns])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -39,11 +39,10 @@ def chat(folder: str, engine_name: str = "optimum") -> Run:
 
     from chat import ChatModel, SamplingParams
     from config import CHATML_TEMPLATE, ModelConfig
-    from conversion import load_model
     from engine import OptimumEngine
     from genai_engine import GenAIEngine
 
-    engine = GenAIEngine(folder) if engine_name == "genai" else OptimumEngine(load_model(folder)[0])
+    engine = GenAIEngine(folder) if engine_name == "genai" else OptimumEngine.from_folder(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = ChatModel(engine, tokenizer, ModelConfig("benchmark", chat_template=CHATML_TEMPLATE))
     model.end_ids = frozenset()
@@ -69,10 +68,12 @@ def chat_genai(folder: str) -> Run:
 
 def bare(folder: str) -> Run:
     """The infer request alone: the next token is always the same one."""
-    from conversion import load_model
+    import openvino
+
     from kv_cache import PagedModel
 
-    model = PagedModel(load_model(folder)[0])
+    graph = openvino.Core().read_model(f"{folder}/openvino_model.xml")
+    model = PagedModel(graph, "CPU", our_properties(folder))
 
     def run(length: int, new: int, user: int) -> tuple[float, float]:
         def tokens():
@@ -194,8 +195,8 @@ def genai_batching(folder: str) -> Run:
 
 
 def our_properties(folder: str) -> dict[str, str]:
-    """What `load_model` and `GenAIEngine` set on this machine."""
-    from resources import fastest_properties
+    """What `load_model` and the engines set on this machine."""
+    from tuning import fastest_properties
 
     return fastest_properties(folder, "CPU")
 

@@ -17,11 +17,12 @@ import telemetry
 
 telemetry.turn_off()
 
+import torch
 from transformers import AutoTokenizer
 
 from chat import ChatModel, SamplingParams
 from config import DEFAULT_MODEL, get_model_config
-from conversion import load_model, prepare_model
+from conversion import prepare_model
 from engine import PREFILL_CHUNK, OptimumEngine
 from genai_engine import GenAIEngine
 from kv_cache import PagedModel
@@ -48,20 +49,24 @@ def time_turns(chat: ChatModel, turns: int, reuse: bool, run: int = 0) -> list[t
 
 def divergence(model: PagedModel, ids: list[int]) -> tuple[float, float]:
     """Mean KL divergence of a cache that grew turn by turn, and of a prompt computed in two pieces."""
+
+    def log_probabilities(new_ids: list[int], past: int) -> torch.Tensor:
+        return torch.from_numpy(model.infer(new_ids, past)).log_softmax(-1)
+
     totals = range(100, len(ids), 100)
     turns, cached = [], 0
     for total in totals:
         for past in range(cached, total - 25):  # the reply, token by token, and then the next question
             model.infer([ids[past]], past)
-        turns.append(model.infer(ids[total - 25 : total], total - 25))
+        turns.append(log_probabilities(ids[total - 25 : total], total - 25))
         cached = total
     grown, pieces = [], []
     for total, turn in zip(totals, turns, strict=True):
-        plain = model.infer(ids[:total], 0).log_softmax(-1)
+        plain = log_probabilities(ids[:total], 0)
         model.infer(ids[: total // 2], 0)
-        halves = model.infer(ids[total // 2 : total], total // 2)
-        for distances, logits in ((grown, turn), (pieces, halves)):
-            distances.append((plain.exp() * (plain - logits.log_softmax(-1))).sum().item())
+        halves = log_probabilities(ids[total // 2 : total], total // 2)
+        for distances, other in ((grown, turn), (pieces, halves)):
+            distances.append((plain.exp() * (plain - other)).sum().item())
     return statistics.mean(grown), statistics.mean(pieces)
 
 
@@ -90,7 +95,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = prepare_model(DEFAULT_MODEL, "INT8")
     for name in options.engine:
-        engine = OptimumEngine(load_model(folder)[0]) if name == "optimum" else GenAIEngine(folder)
+        engine = OptimumEngine.from_folder(folder) if name == "optimum" else GenAIEngine(folder)
         chat = ChatModel(engine, AutoTokenizer.from_pretrained(folder), get_model_config(DEFAULT_MODEL))
         chat.end_ids = frozenset()  # replies of the same length
         time_turns(chat, 2, reuse=True)  # warms up

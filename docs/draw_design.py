@@ -18,35 +18,68 @@ PICTURE = ROOT / "docs" / "design.svg"
 # Floors from the ground up, and modules from the ground up: each may import only what stands before it.
 FLOORS = {
     "ground": ("config", "telemetry", "quiet", "workspace"),
-    "source": ("checkpoint", "gguf_checkpoint", "model_source"),
+    "source": (
+        "checkpoint_files",
+        "checkpoint_fit",
+        "dequantize",
+        "weight_sizes",
+        "checkpoint",
+        "gguf_checkpoint",
+        "hub_source",
+        "wheel_source",
+        "model_source",
+        "plain_checkpoint",
+    ),
     "conversion": (
         "compression",
+        "lifted_caps",
+        "optimum_export",
+        "text_models",
         "mpt_forward",
         "mpt_converter",
         "ov_mpt_model",
-        "optimum_export",
         "routes",
+        "chat_templates",
+        "chat_tokenizer",
+        "tokenizer_check",
+        "tokenizer_files",
         "tuning",
         "sampling",
         "model_folder",
+        "recipe",
+        "ready_made",
         "conversion",
     ),
     "token ids": (
         "graph_edits",
         "kv_cache",
         "engine",
-        "prefix_ledger",
-        "genai_schema",
+        "loading_engine",
         "genai_process",
+        "genai_schema",
+        "prefix_ledger",
         "genai_worker",
         "genai_engine",
     ),
-    "text": ("thoughts", "turn_guard", "text_stream", "prompt", "chat"),
-    "doors": ("chat_ui", "machine", "forecast", "doctor"),
+    "text": ("thoughts", "turn_guard", "text_stream", "prompt", "reply", "chat", "open_chat"),
+    "serving": (
+        "serving.receiving",
+        "serving.client",
+        "serving.schema",
+        "serving.wire",
+        "serving.metrics",
+        "serving.answers",
+        "serving.security",
+        "serving.endpoint",
+        "serving.api",
+        "serving.cluster",
+    ),
+    "page": ("page_assets", "page_guard", "page_rendering", "page_steps", "chat_command", "chat_ui"),
+    "doctor": ("machine", "forecast", "doctor"),
 }
 ROOMS = tuple(module for floor in FLOORS.values() for module in floor)
 NO_ROOMS = ("run_notebook",)  # a tool for the notebook, imported by nobody
-COLOURS = ("grey", "blue", "violet", "orange", "green", "blue")  # of the floors
+COLOURS = ("grey", "blue", "violet", "orange", "green", "blue", "violet", "orange")  # of the floors
 
 WHEN_LOADED, LATER, FOR_TYPES = "when loaded", "later, inside a function", "for type hints only"
 DASHES = {WHEN_LOADED: "", LATER: "6 4", FOR_TYPES: "1.5 4"}
@@ -101,28 +134,33 @@ def _imports(node: ast.AST, importer: str, when: str) -> Iterator[tuple[str, str
             yield from _imports(child, importer, when)
 
 
-def draw(files: dict[str, Path], arrows: list[Arrow]) -> str:
+def draw(files: dict[str, Path]) -> str:
     """The picture: a line for each module, the ground at the bottom, and an arc for each import."""
-    row, top, left, right, bend = 25, 40, 46, 812, 12
-    height = top + row * (len(ROOMS) + 1) + 48
+    rooms = [module for module in ROOMS if module in files]
+    row, top, left, right, bend = 22, 40, 46, 820, 12
+    height = top + row * (len(rooms) + 1) + 48
     width = right + 290
-    y = {module: top + row * (len(ROOMS) - number) for number, module in enumerate(ROOMS)}
+    y = {module: top + row * (len(rooms) - number) for number, module in enumerate(rooms)}
     colour = {
         module: shade for shade, floor in zip(COLOURS, FLOORS.values(), strict=True) for module in floor
     }
     parts = [text(14, 30, "The modules from the ground up, and who imports whom", size=16, bold=True)]
-    for floor, modules in FLOORS.items():
+    for floor, names in FLOORS.items():
+        modules = [module for module in names if module in files]
+        if not modules:
+            continue
         upper, lower = y[modules[-1]] - row / 2, y[modules[0]] + row / 2
         shade, middle = colour[modules[0]], (upper + lower) / 2
         parts.append(area(12, upper + 1.5, right - 12, lower - upper - 3, shade, 6))
         turned = text(0, 0, floor, shade, 12, "middle")
         parts.append(f'<g transform="translate(31 {middle:g}) rotate(-90)">{turned}</g>')
-    for module in ROOMS:
+    for module in rooms:
         parts.append(text(left, y[module] + 4.5, module, bold=True))
-        parts.append(text(left + 132, y[module] + 4, _first_clause(files[module]), "grey", 11.5))
+        parts.append(text(left + 140, y[module] + 4, _first_clause(files[module]), "grey", 11.5))
+    arrows = find_arrows({module: files[module] for module in rooms})
     for arrow in sorted(arrows, key=lambda one: y[one.imported] - y[one.importer], reverse=True):
         start, end = y[arrow.importer] + 4, y[arrow.imported] - 3
-        reach = right + bend + 300 * (abs(end - start) / (row * len(ROOMS))) ** 0.7
+        reach = right + bend + 300 * (abs(end - start) / (row * len(rooms))) ** 0.7
         route = f"M{right + 1} {start} C{reach:.0f} {start} {reach:.0f} {end} {right + 3} {end}"
         parts.append(path(route, colour[arrow.imported], dashes=DASHES[arrow.when], width=1.3))
     for number, (when, dashes) in enumerate(DASHES.items()):
@@ -133,15 +171,14 @@ def draw(files: dict[str, Path], arrows: list[Arrow]) -> str:
 
 
 def _first_clause(file: Path) -> str:
-    """What a module says of itself, up to the first full stop or colon that leaves enough."""
+    """What a module says of itself, up to the first full stop."""
     line = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))).partition("\n")[0]
     return line.partition(". ")[0].rstrip(".")
 
 
 def main() -> None:
     """Draw the picture."""
-    files = {module: file for module, file in module_files().items() if module in ROOMS}
-    PICTURE.write_text(draw(files, find_arrows(files)), encoding="utf-8")
+    PICTURE.write_text(draw(module_files()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -40,22 +40,25 @@ ALLOWED_PRIVATE = {
 
 
 def test_every_module_has_its_place():
-    assert sorted(ROOMS) == sorted(FILES.keys() - set(draw_design.NO_ROOMS))
+    assert FILES.keys() - {*ROOMS, *draw_design.NO_ROOMS} == set(), "Put it into docs/draw_design.py"
+
+
+def test_every_place_has_its_module():
+    assert {*ROOMS, *draw_design.NO_ROOMS} - FILES.keys() == set(), "Take it out of docs/draw_design.py"
 
 
 def test_arrows_go_down():
     up = [
         f"{arrow.importer} imports {arrow.imported} ({arrow.when})"
-        for arrow in find_arrows({module: FILES[module] for module in ROOMS})
+        for arrow in find_arrows({module: FILES[module] for module in ROOMS if module in FILES})
         if ROOMS.index(arrow.imported) >= ROOMS.index(arrow.importer)
     ]
     assert not up
 
 
 def test_the_picture_is_drawn_from_todays_imports():
-    files = {module: FILES[module] for module in ROOMS}
     picture = draw_design.PICTURE.read_text(encoding="utf-8")
-    assert picture == draw_design.draw(files, find_arrows(files)), "Draw it: python -m docs.draw_design"
+    assert picture == draw_design.draw(FILES), "Draw it: python -m docs.draw_design"
 
 
 def test_the_picture_of_the_pipeline_is_what_its_script_draws():
@@ -63,7 +66,7 @@ def test_the_picture_of_the_pipeline_is_what_its_script_draws():
     assert picture == draw_pipeline.draw(), "Draw it: python -m docs.draw_pipeline"
 
 
-@pytest.mark.parametrize("module", ROOMS)
+@pytest.mark.parametrize("module", FILES)
 def test_a_module_is_small(module):
     lines = len(FILES[module].read_text(encoding="utf-8").splitlines())
     assert lines <= MOST_LINES, "Two jobs? Make two modules of it"
@@ -124,7 +127,7 @@ def private_names(text: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
             yield from (name for name in names if _is_private(name))
-        elif isinstance(node, ast.Attribute) and _is_private(node.attr):
+        elif isinstance(node, ast.Attribute) and _is_private(node.attr) and ast.unparse(node) != "os._exit":
             foreign_parent = isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "super"
             if foreign_parent or node.attr not in own:
                 yield f".{node.attr}"
@@ -152,6 +155,7 @@ def _is_private(name: str) -> bool:
         ("thing._hidden", ["._hidden"]),
         ("getattr(thing, '_hidden', None)", ["._hidden"]),
         ("thing.__class__", []),
+        ("import os\nos._exit(1)", []),  # documented
         ("class A:\n    def f(self):\n        self._mine = self._mine + 1", []),
         ("class A:\n    def _mine(self): ...\ndef f(a):\n    a._mine()", []),
         ("class A(Library):\n    def f(self):\n        self._of_the_library()", ["._of_the_library"]),

@@ -6,6 +6,7 @@ tokens on a cache, beyond the window of its attention, on both engines, and afte
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from routes import BY_HAND, route_of
 from sampling import SamplingParams
 from tiny_architectures import ARCHITECTURES, load_pytorch, make_tiny_architecture
 from tuning import EXACT
+
+if TYPE_CHECKING:
+    from optimum.intel import OVModelForCausalLM
 
 # More than a window of 32 tokens, and more than a block of the cache.
 LONG = np.random.default_rng(0).integers(260, 480, 60).tolist()
@@ -40,6 +44,7 @@ class Tiny:
     """A converted model, and what PyTorch says to the same ids. Computed first: exporters change PyTorch."""
 
     folder: Path
+    model: "OVModelForCausalLM"
     logits: torch.Tensor
     replies: dict[str, list[int]]
 
@@ -52,7 +57,8 @@ def tiny(request, tmp_path_factory) -> Tiny:
     logits = pytorch_logits(model, LONG)
     replies = {name: pytorch_reply(model, ids, length) for name, (ids, length) in REPLIES.items()}
     folder = conversion.prepare_model(str(checkpoint), "FP16", root)
-    return Tiny(folder, logits, replies)
+    converted, _ = conversion.load_model(folder, ov_config=EXACT)
+    return Tiny(folder, converted, logits, replies)
 
 
 def pytorch_logits(model, ids: list[int]) -> torch.Tensor:
@@ -69,16 +75,14 @@ def pytorch_reply(model, ids: list[int], length: int) -> list[int]:
 
 @pytest.mark.slow
 def test_logits_of_a_prompt(tiny):
-    model, _ = conversion.load_model(tiny.folder, ov_config=EXACT)
-    torch.testing.assert_close(model(torch.tensor([LONG])).logits[0], tiny.logits, atol=CLOSE, rtol=0)
+    torch.testing.assert_close(tiny.model(torch.tensor([LONG])).logits[0], tiny.logits, atol=CLOSE, rtol=0)
 
 
 @pytest.mark.slow
 def test_logits_of_single_tokens_on_a_cache(tiny):
-    model, _ = conversion.load_model(tiny.folder, ov_config=EXACT)
-    output = model(torch.tensor([SHORT]))
+    output = tiny.model(torch.tensor([SHORT]))
     for place in range(len(SHORT), len(LONG)):
-        output = model(
+        output = tiny.model(
             torch.tensor([LONG[place : place + 1]]),
             attention_mask=torch.ones(1, place + 1, dtype=torch.int64),
             position_ids=torch.tensor([[place]]),

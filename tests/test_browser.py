@@ -10,11 +10,12 @@ from itertools import pairwise
 from urllib.parse import urlsplit
 
 import pytest
+from scripted_chat import FakeChat, assistant, endless, user
 from playwright.sync_api import Page, expect, sync_playwright
-from test_chat_ui import FakeChatModel, assistant, endless, user, wait_until, waiting_for
+from test_chat_ui import wait_until, waiting_for
 
 import chat_ui
-from chat import ChatModel
+from chat import ChatModel, Delta
 from chat_ui import EXAMPLES, build_ui, launch_ui
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -31,6 +32,7 @@ class CountingEngine:
         self.max_context = engine.max_context
         self.max_requests = engine.max_requests
         self.end_ids = engine.end_ids
+        self.defaults = engine.defaults
         self.count = 0
         self.running = 0
         self.pause = 0.0
@@ -38,8 +40,8 @@ class CountingEngine:
     def prefill(self, ids):
         self.engine.prefill(ids)
 
-    def generate(self, ids, sampling):
-        return CountingTokens(self, self.engine.generate(ids, sampling))
+    def generate(self, ids, sampling, spared=()):
+        return CountingTokens(self, self.engine.generate(ids, sampling, spared))
 
 
 class CountingTokens:
@@ -59,9 +61,8 @@ class CountingTokens:
         self.engine.count += 1
         return token
 
-    @property
-    def reused_tokens(self):
-        return self.tokens.reused_tokens
+    def __getattr__(self, name):  # what the engine tells about the request
+        return getattr(self.tokens, name)
 
     def close(self):
         self.tokens.close()
@@ -78,10 +79,10 @@ class RecordingChatModel(ChatModel):
         self.asked = []
         self.samplings = []
 
-    def stream(self, messages, sampling=None):
+    def stream(self, messages, sampling=None, template_options=None):
         self.asked.append(messages)
         self.samplings.append(sampling)
-        return super().stream(messages, sampling)
+        return super().stream(messages, sampling, template_options)
 
 
 class ChatWindow:
@@ -201,7 +202,7 @@ def window(real_page, open_window) -> ChatWindow:
 @pytest.fixture(scope="module")
 def fake_page():
     """A fake model and the address where its page is served."""
-    model = FakeChatModel()
+    model = FakeChat()
     ui = build_ui(model)
     yield model, launch_ui(ui)
     ui.close()
@@ -327,7 +328,7 @@ def test_conversations_are_kept_opened_and_cleared(window, real_model):
 
     window.page.reload()
     expect(window.saved).to_have_text(["Who are you?", "What is the capital of France?"])
-    expect(window.questions).to_have_count(0)
+    expect(window.questions).to_have_text(["Who are you?"])
     window.saved.nth(1).click()
     expect(window.questions).to_have_text(["What is the capital of France?"])
     expect(window.answers).to_have_text([answer])
@@ -370,11 +371,17 @@ def test_advanced_options_take_effect(window, real_model):
     assert [sampling.temperature for sampling in real_model.samplings[-3:]] == [0, 0, 0]
 
 
-def test_html_in_an_answer_does_nothing(fake_window, fake_model):
-    html = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>**bold**'
-    fake_model.answer = lambda question: html
+def test_html_in_an_answer_is_text(fake_window, fake_model):
+    html = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
+    fake_model.answer = lambda question: [
+        html,
+        f"\n\n```html\n{html}\n```\n\n`{html}`\n\n**bold** if a<b and c>d",
+    ]
     fake_window.ask(html)
     expect(fake_window.answers.locator("strong")).to_have_text("bold")
+    assert fake_window.answers.inner_text().count(html) == 3
+    assert "bold if a<b and c>d" in fake_window.answers.inner_text()
+    assert fake_window.questions.inner_text() == html
     assert fake_window.page.evaluate("window.pwned") is None
 
 
@@ -393,6 +400,7 @@ def test_failing_model_is_reported_and_the_page_goes_on(fake_window, fake_model,
     window.wait_for_rest()
 
     fake_model.answer = lambda question: ["better"]
+    expect(window.page.get_by_role("button", name="Continue" if texts else "Retry").last).to_be_visible()
     assert window.ask("three") == "better"
     history = [user("two"), assistant("Some text")] if texts else []
     assert fake_model.asked[-1][1:] == [*history, user("three")]
@@ -488,7 +496,7 @@ def test_closing_the_page_before_the_first_word_frees_the_model(fake_window, fak
 
 def test_questions_wait_in_a_queue_and_can_be_stopped_there(open_window, monkeypatch):
     monkeypatch.setattr(chat_ui, "QUEUE_LENGTH", 1)
-    model = FakeChatModel(endless)
+    model = FakeChat(endless)
     ui = build_ui(model)
     try:
         address = launch_ui(ui)
@@ -502,10 +510,10 @@ def test_questions_wait_in_a_queue_and_can_be_stopped_there(open_window, monkeyp
         refused.box.press("Enter")
         expect(refused.toasts).to_contain_text("currently busy. Please try again")
         expect(refused.box).to_have_value("three")
-        cover = refused.page.locator(".question-box [data-testid=status-tracker]")
-        expect(cover).to_have_css("opacity", "0")  # or it would hide the question
-        refused.choose_example(EXAMPLES[3])  # which gets no answer either, but does not lock the page
+        refused.box.click()  # nothing covers it
+        refused.page.get_by_role("button", name=EXAMPLES[3]).click()  # gets no answer either
         refused.wait_for_rest()
+        expect(refused.questions).to_have_count(0)
 
         waiting.stop_button.click()
         waiting.wait_for_rest()
@@ -534,9 +542,9 @@ def test_line_under_the_answer_tells_its_cost_and_goes_with_it(fake_window, fake
     expect(window.stats).to_have_text("")
 
 
-def test_thoughts_are_folded_and_not_sent_back(fake_window, fake_model):
+def test_thoughts_are_folded(fake_window, fake_model):
     window = fake_window
-    fake_model.answer = lambda question: ["<think>", "Let me", " see.", "</think>", "\n\n", "Paris."]
+    fake_model.answer = lambda question: [Delta("Let me", True), Delta(" see.", True), "Paris."]
     window.send("Where?")
     expect(window.answers.last).to_contain_text("Paris.")
     window.wait_for_rest()
@@ -546,7 +554,8 @@ def test_thoughts_are_folded_and_not_sent_back(fake_window, fake_model):
     expect(thoughts).to_be_visible()
     fake_model.answer = lambda question: ["Yes."]
     window.ask("Really?")
-    assert fake_model.asked[-1][1:] == [user("Where?"), assistant("Paris."), user("Really?")]
+    thoughtful = assistant("Paris.", thought="Let me see.")  # to be left out or not is the model's affair
+    assert fake_model.asked[-1][1:] == [user("Where?"), thoughtful, user("Really?")]
     window.press("Retry")
     wait_until_asked(window, fake_model, 3)
     assert fake_model.asked[-1] == fake_model.asked[-2]
@@ -651,12 +660,12 @@ def test_code_is_highlighted_and_copied(fake_page, fake_model, open_window):
 
 
 def test_conversations_outlive_the_server(open_window):
-    ui = build_ui(FakeChatModel())
+    ui = build_ui(FakeChat())
     window = open_window(launch_ui(ui))
     window.ask("one")
     expect(window.saved).to_have_text(["one"])
     ui.close()
-    ui = build_ui(FakeChatModel())
+    ui = build_ui(FakeChat())
     try:
         window.page.goto(launch_ui(ui, port=urlsplit(window.page.url).port))
         expect(window.saved).to_have_text(["one"])

@@ -1,107 +1,37 @@
 """The chat page by its API: questions from gradio_client, answers from a fake model or the default one."""
 
-import importlib.util
 import itertools
 import logging
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
-from types import SimpleNamespace
 
 import gradio as gr
 import httpx
 import pytest
+from scripted_chat import FakeChat, assistant, endless, system, user
 from gradio_client import Client
 from gradio_client.client import Job
 from gradio_client.exceptions import AppError
 from gradio_client.utils import QueueError, Status
 
 import chat_ui
-import conversion
-from chat import Message, ReplyStats
-from chat_ui import EXAMPLES, build_ui, describe, launch_ui, shown_messages, stopped, text_of, to_messages
-from config import ModelConfig
-from sampling import SamplingParams
+from chat import Delta
+from chat_ui import EXAMPLES, build_ui, launch_ui
+from sampling import OPTIONS, SamplingParams
 
-ROOT = Path(__file__).parents[1]
 OUT_OF_RANGE = {
     "temperature": 2.1,
     "top_p": -0.1,
     "top_k": 2.5,
     "repetition_penalty": 0.9,
+    "min_p": 2,
     "max_new_tokens": 0,
+    "seed": "-1",
 }
-
-
-class FakeStream:
-    """Gives texts as a ReplyStream gives deltas; an exception among them is raised in its turn."""
-
-    def __init__(self, texts: Iterable[str | Exception]):
-        self._texts = iter(texts)
-        self.stats = ReplyStats(prompt_tokens=1)
-        self.closed = False
-        self.waiting = False  # for the next text
-
-    def __iter__(self) -> "FakeStream":
-        return self
-
-    def __next__(self) -> str:
-        self.waiting = True
-        try:
-            text = next(self._texts)
-        finally:
-            self.waiting = False
-        if isinstance(text, Exception):
-            raise text
-        self.stats.new_tokens += 1
-        return text
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class FakeChatModel:
-    """Answers with what `answer` makes of the question, and remembers what it was asked."""
-
-    def __init__(self, answer: Callable[[str], Iterable] = lambda question: ["You said ", question, "."]):
-        self.config = ModelConfig("someone/Fake-1B")
-        self.max_context = 2048
-        self.engine = SimpleNamespace(max_requests=1)
-        self.answer = answer
-        self.asked: list[list[Message]] = []
-        self.samplings: list[SamplingParams] = []
-        self.streams: list[FakeStream] = []
-
-    def stream(self, messages: list[Message], sampling: SamplingParams) -> FakeStream:
-        self.asked.append(messages)
-        self.samplings.append(sampling)
-        self.streams.append(FakeStream(self.answer(messages[-1]["content"])))
-        return self.streams[-1]
-
-
-def endless(question: str) -> Iterator[str]:
-    """Words without end, so slowly that what a request takes is little in comparison."""
-    for number in itertools.count():
-        time.sleep(0.25)
-        yield f"word{number} "
-
-
-def user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> Message:
-    return {"role": "assistant", "content": text}
-
-
-def system(text: str) -> Message:
-    return {"role": "system", "content": text}
 
 
 def ask(client: Client, question: str, **options) -> str:
@@ -115,7 +45,7 @@ def connect(address: str) -> Client:
 @pytest.fixture(scope="module")
 def served():
     """A fake model and the address where its page is served."""
-    model = FakeChatModel()
+    model = FakeChat()
     ui = build_ui(model)
     yield model, launch_ui(ui)
     ui.close()
@@ -166,17 +96,20 @@ def test_options_arrive_as_set(client, model):
         "top_p": 0.85,
         "top_k": 0,
         "repetition_penalty": 1.25,
+        "min_p": 0.05,
+        "stop": "END\n###",
         "max_new_tokens": 17,
+        "seed": "42",
     }
     ask(client, "hello", **chosen)
-    assert model.samplings == [SamplingParams(**chosen)]
+    assert model.samplings == [SamplingParams(**chosen | {"stop": ("END", "###"), "seed": 42})]
     assert type(model.samplings[0].top_k) is int
     assert type(model.samplings[0].max_new_tokens) is int
 
 
 @pytest.mark.parametrize("option", OUT_OF_RANGE)
 def test_refusal_names_the_option_that_is_out_of_range(client, model, option):
-    with pytest.raises(AppError, match=f"^{option} must be .* not {OUT_OF_RANGE[option]}$"):
+    with pytest.raises(AppError, match=f"^{option} must be .* not {OUT_OF_RANGE[option]!r}$"):
         ask(client, "hello", **{option: OUT_OF_RANGE[option]})
     assert not model.asked
 
@@ -313,8 +246,8 @@ def test_stopped_answers_leave_no_thread_behind(client, model, first_token):
 
 
 def test_answers_are_written_as_many_at_a_time_as_the_engine_computes():
-    model = FakeChatModel(endless)
-    model.engine.max_requests = 2
+    model = FakeChat(endless)
+    model.max_requests = 2
     ui = build_ui(model)
     try:
         address = launch_ui(ui)
@@ -330,7 +263,7 @@ def test_answers_are_written_as_many_at_a_time_as_the_engine_computes():
 
 def test_full_queue_refuses_a_question_and_takes_one_when_there_is_room(monkeypatch):
     monkeypatch.setattr(chat_ui, "QUEUE_LENGTH", 1)
-    model = FakeChatModel(endless)
+    model = FakeChat(endless)
     ui = build_ui(model)
     try:
         address = launch_ui(ui)
@@ -348,7 +281,7 @@ def test_full_queue_refuses_a_question_and_takes_one_when_there_is_room(monkeypa
 
 def test_of_many_pages_the_server_remembers_those_used_last(monkeypatch):
     monkeypatch.setattr(chat_ui, "SESSIONS", 2)
-    model = FakeChatModel()
+    model = FakeChat()
     ui = build_ui(model)
     try:
         address = launch_ui(ui)
@@ -378,14 +311,14 @@ def test_any_text_arrives_unchanged(client, model, question):
 
 
 def test_half_a_character_is_replaced(client, model, address):
-    post(address, '"a \\ud83d b", "c \\ude00 d", 0.1, 1, 50, 1.1, 256')
+    post(address, '"a \\ud83d b", "c \\ude00 d", 0.1, 1, 50, 1.1, 0, "", 256, ""')
     assert model.asked[0] == [system("c \ufffd d"), user("a \ufffd b")]
     assert ask(client, "next") == "You said next."
 
 
 @pytest.mark.parametrize("number", ["1e999", "1" + "0" * 4000, '"' + "9" * 10_000 + '"', "null"])
 def test_number_that_is_none_is_refused(client, model, address, number):
-    answer = post(address, f'"hello", "", 0.1, 1, {number}, 1.1, 256')
+    answer = post(address, f'"hello", "", 0.1, 1, {number}, 1.1, 0, "", 256, ""')
     assert "top_k must be a whole number, 0 or more, not" in answer
     assert len(answer) < 300
     assert ask(client, "next") == "You said next."
@@ -393,7 +326,7 @@ def test_number_that_is_none_is_refused(client, model, address, number):
 
 def test_number_too_long_to_read_is_refused(client, model, address):
     with pytest.raises(httpx.HTTPStatusError, match="400 Bad Request"):
-        post(address, f'"hello", "", 0.1, 1, 1{"0" * 10_000}, 1.1, 256')
+        post(address, f'"hello", "", 0.1, 1, 1{"0" * 10_000}, 1.1, 0, "", 256, ""')
     assert ask(client, "next") == "You said next."
 
 
@@ -412,98 +345,8 @@ def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
         time.sleep(0.005)
 
 
-def test_messages_hold_system_prompt_history_and_question():
-    history = [user("one"), assistant("1"), user("two"), assistant("2")]
-    assert to_messages("three", history, "Count.") == [system("Count."), *history, user("three")]
-
-
-def test_empty_system_prompt_is_passed_on():
-    assert to_messages("hello", [], "") == [system(""), user("hello")]
-
-
-@pytest.mark.parametrize(
-    "history",
-    [
-        [user("stopped"), user("one"), assistant("1")],
-        [user("one"), assistant("1"), user("stopped")],
-        [user("stopped"), user("again"), user("one"), assistant("1"), user("failed"), user("failed")],
-    ],
-)
-def test_unanswered_questions_are_left_out(history):
-    assert to_messages("two", history, "") == [system(""), user("one"), assistant("1"), user("two")]
-
-
-@pytest.mark.parametrize(
-    ("reply", "shown"),
-    [
-        ("Paris.", [("Paris.", None)]),
-        ("<think>\nFrance?", [("France?", "Thoughts (unfinished)")]),
-        ("<think>\nFrance?\n</think>\n", [("France?", "Thoughts")]),
-        ("<think>\nFrance?\n</think>\n\nParis.", [("France?", "Thoughts"), ("Paris.", None)]),
-        ("It is <think>.", [("It is <think>.", None)]),
-    ],
-)
-def test_thoughts_are_folded(reply, shown):
-    messages = shown_messages(reply, "assistant")
-    assert [(text_of(turn), turn.get("metadata", {}).get("title")) for turn in messages] == shown
-
-
-def test_folded_thoughts_are_not_sent_back():
-    history = [
-        user("one"),
-        *shown_messages("<think>1?</think>1", "assistant"),
-        user("stopped"),
-        *shown_messages("<think>Hm", "assistant"),
-    ]
-    assert to_messages("two", history, "") == [system(""), user("one"), assistant("1"), user("two")]
-
-
-def test_line_under_an_answer_says_what_it_cost():
-    stats = ReplyStats(prompt_tokens=412)
-    assert describe(stats) == "412 prompt tokens · 0 tokens"
-    stats.reused_tokens, stats.time_to_first_token, stats.new_tokens = 390, 0.2149, 1
-    assert describe(stats) == "412 prompt tokens (390 from the cache) · first token 0.21 s · 1 token"
-    stats.tokens_per_second, stats.new_tokens, stats.finish_reason = 34.4, 120, "length"
-    assert describe(stats) == (
-        "412 prompt tokens (390 from the cache) · first token 0.21 s · 34 tokens/s · "
-        "120 tokens, stopped at the limit"
-    )
-    stats.tokens_per_second, stats.finish_reason = 4.26, "stop"
-    assert describe(stats).endswith(" · 4.3 tokens/s · 120 tokens")
-
-
-@pytest.mark.parametrize(
-    ("dropped", "notice"),
-    [
-        (1, "The oldest message no longer fits into the model's context and was left out."),
-        (6, "The 6 oldest messages no longer fit into the model's context and were left out."),
-    ],
-)
-def test_messages_that_were_left_out_are_told(dropped, notice):
-    assert describe(ReplyStats(prompt_tokens=9, dropped_messages=dropped)).endswith(f"\n\n{notice}")
-
-
-def test_line_of_a_stopped_answer_says_so():
-    assert (
-        stopped(describe(ReplyStats(prompt_tokens=9, new_tokens=3))) == "9 prompt tokens · 3 tokens, stopped"
-    )
-    cost, notice = stopped(describe(ReplyStats(prompt_tokens=9, dropped_messages=1))).split("\n\n")
-    assert cost == "9 prompt tokens · 0 tokens, stopped" and notice.startswith("The oldest message")
-    assert stopped("") == ""
-
-
-def test_content_in_parts_becomes_text():
-    parts = [
-        {"type": "text", "text": "What is "},
-        {"type": "file", "file": {}},
-        {"type": "text", "text": "it?"},
-    ]
-    history = [{"role": "user", "content": parts, "metadata": None, "options": None}, assistant("That.")]
-    assert to_messages("And now?", history, "")[1:3] == [user("What is it?"), assistant("That.")]
-
-
 def test_page_is_served_to_this_machine_only():
-    ui = build_ui(FakeChatModel())
+    ui = build_ui(FakeChat())
     address = launch_ui(ui)
     try:
         assert address.startswith("http://127.0.0.1:")
@@ -526,62 +369,88 @@ def own_addresses() -> set[str]:
         return {probe.getsockname()[0]} - {"127.0.0.1"}
 
 
-def test_page_takes_its_title_from_the_model():
-    assert build_ui(FakeChatModel()).title == "Chat with Fake-1B"
-    assert build_ui(FakeChatModel(), title="My chat").title == "My chat"
+def test_heading_says_what_answers_and_how_it_runs():
+    ui = build_ui(FakeChat())
+    assert ui.title == "Chat with fake-1b"
+    assert "# Chat with fake-1b\nINT8 on CPU, FakeEngine" in values(ui, gr.Markdown)
+    assert build_ui(FakeChat(), title="My chat").title == "My chat"
 
 
-@pytest.mark.parametrize("model_id", ["owner/name", "owner/name@v1.0", "owner/name@refs/pr/1"])
-def test_revision_is_no_part_of_the_title(model_id):
-    model = FakeChatModel()
-    model.config = ModelConfig(model_id)
-    assert build_ui(model).title == "Chat with name"
+def values(ui: gr.Blocks, kind: type) -> list:
+    return [block.value for block in ui.blocks.values() if isinstance(block, kind)]
 
 
-def test_folder_gives_the_title_its_name(tmp_path):
-    folder = tmp_path / "me@work" / "model@home"
-    folder.mkdir(parents=True)
-    model = FakeChatModel()
-    model.config = ModelConfig(str(folder))
-    assert build_ui(model).title == "Chat with model@home"
+def labelled(ui: gr.Blocks) -> dict:
+    return {block.label: block for block in ui.blocks.values() if getattr(block, "label", None)}
 
 
 def test_seven_examples_are_offered():
-    ui = build_ui(FakeChatModel())
-    assert [example["text"] for example in ui.chatbot.examples] == EXAMPLES
+    (chatbot,) = [block for block in build_ui(FakeChat()).blocks.values() if isinstance(block, gr.Chatbot)]
+    assert [example["text"] for example in chatbot.examples] == EXAMPLES
     assert len(EXAMPLES) == 7
 
 
 def test_every_option_is_explained_and_has_its_range():
-    options = {option.label: option for option in build_ui(FakeChatModel()).additional_inputs}
-    assert all(option.info for option in options.values())
+    controls = labelled(build_ui(FakeChat()))
+    for option in OPTIONS.values():
+        if option.name != "logprobs":
+            assert controls[option.label].info.startswith(option.help)
     sliders = {
-        label: (option.minimum, option.maximum)
-        for label, option in options.items()
-        if isinstance(option, gr.Slider)
+        label: (control.minimum, control.maximum)
+        for label, control in controls.items()
+        if isinstance(control, gr.Slider)
     }
     assert sliders == {
         "Temperature": (0, 2),
         "Top-p": (0, 1),
         "Top-k": (0, 200),
         "Repetition penalty": (1, 2),
+        "Min-p": (0, 1),
         "Max new tokens": (1, 2048),
     }
 
 
 @pytest.mark.parametrize(("context", "limit"), [(100, 100), (131072, 4096), (None, 4096)])
 def test_longest_answer_fits_the_context(context, limit):
-    model = FakeChatModel()
+    model = FakeChat()
     model.max_context = context
-    slider = build_ui(model).additional_inputs[-1]
+    slider = labelled(build_ui(model))["Max new tokens"]
     assert slider.maximum == limit
     assert slider.value == min(256, limit)
 
 
-def test_system_prompt_of_the_catalogue_is_filled_in():
-    model = FakeChatModel()
-    model.config = ModelConfig("someone/Fake-1B", system_prompt="Be helpful.")
-    assert build_ui(model).additional_inputs[0].value == "Be helpful."
+def test_options_begin_with_what_the_model_does_by_default():
+    model = FakeChat()
+    model.system_prompt = "Be helpful."
+    model.defaults = SamplingParams(temperature=0.3, stop=("###", "END"), seed=7)
+    controls = labelled(build_ui(model))
+    begin = {label: controls[label].value for label in ("System prompt", "Temperature", "Stop at", "Seed")}
+    assert begin == {"System prompt": "Be helpful.", "Temperature": 0.3, "Stop at": "###\nEND", "Seed": "7"}
+
+
+def test_switches_of_the_template_are_offered_and_checked():
+    model = FakeChat()
+    model.template_options = {"enable_thinking": (True, False), "reasoning_effort": ("low", "high")}
+    ui = build_ui(model)
+    try:
+        client = connect(launch_ui(ui))
+        ask(client, "one")
+        ask(client, "two", enable_thinking=False, reasoning_effort="high")
+        assert model.switches == [
+            {"enable_thinking": True, "reasoning_effort": "low"},
+            {"enable_thinking": False, "reasoning_effort": "high"},
+        ]
+        with pytest.raises(AppError, match=r"^reasoning_effort must be one of 'low', 'high'$"):
+            ask(client, "three", reasoning_effort="most")
+    finally:
+        ui.close()
+
+
+def test_thoughts_are_no_part_of_what_the_api_answers(client, model):
+    model.answer = lambda question: [Delta("Hm.", is_thought=True), "Paris."]
+    assert ask(client, "Where?") == "Paris."
+    ask(client, "Really?")
+    assert model.asked[1][2] == assistant("Paris.", thought="Hm.")
 
 
 @pytest.mark.slow
@@ -678,102 +547,3 @@ def test_eight_conversations_at_once_go_as_they_would_alone(chat_model, request)
         ui.close()
     assert at_once == alone
     assert len({first for first, _second in alone}) == len(countries)
-
-
-@pytest.mark.slow
-def test_misspelt_model_ends_the_command_with_the_nearest_name():
-    command = [sys.executable, "chat_ui.py", "--model", "smollm2-135m-instrukt"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert run.returncode != 0
-    assert "Unknown model 'smollm2-135m-instrukt'" in run.stderr
-    assert "smollm2-135m-instruct" in run.stderr
-    assert "Traceback" not in run.stderr
-
-
-@pytest.fixture
-def no_model_needed(monkeypatch):
-    monkeypatch.setattr(conversion, "prepare_model", lambda *arguments: Path("nowhere"))
-    monkeypatch.setattr(conversion, "load_model", lambda *arguments: ("model", "tokenizer"))
-
-
-def test_command_names_the_port_that_is_taken(no_model_needed, monkeypatch):
-    monkeypatch.setattr(chat_ui, "ChatModel", lambda *arguments: FakeChatModel())
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(SystemExit, match=f"port {port} is taken.*--port"):
-            chat_ui.main(["--port", str(port)])
-
-
-def test_command_explains_a_model_without_chat_template(no_model_needed, monkeypatch):
-    def refuse(*arguments):
-        raise ValueError("someone/base-model has no chat template")
-
-    monkeypatch.setattr(chat_ui, "ChatModel", refuse)
-    with pytest.raises(SystemExit, match=r"^Error: someone/base-model has no chat template$"):
-        chat_ui.main([])
-
-
-@pytest.fixture(params=["optimum", "genai"])
-def engine_name(request):
-    return request.param
-
-
-def test_command_names_the_devices_where_there_is_no_such_one(smollm2_folder, monkeypatch, engine_name):
-    monkeypatch.setattr(conversion, "prepare_model", lambda *arguments: smollm2_folder)
-    with pytest.raises(SystemExit, match=r"^Error: This machine has no OpenVINO device 'NPUX'; there is"):
-        chat_ui.main(["--engine", engine_name, "--device", "NPUX"])
-
-
-def test_command_names_the_file_that_is_damaged(smollm2_folder, monkeypatch, tmp_path, engine_name):
-    for file in smollm2_folder.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "openvino_model.bin").unlink()
-    (tmp_path / "openvino_model.bin").write_bytes(b"cut off")
-    monkeypatch.setattr(conversion, "prepare_model", lambda *arguments: tmp_path)
-    with pytest.raises(SystemExit, match=r"^Error: .*openvino_model.bin has 7 bytes.* convert the model"):
-        chat_ui.main(["--engine", engine_name])
-
-
-def test_command_names_the_file_that_the_pipeline_alone_reads(smollm2_folder, monkeypatch, tmp_path):
-    for file in smollm2_folder.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "openvino_tokenizer.xml").unlink()
-    size = (smollm2_folder / "openvino_tokenizer.xml").stat().st_size
-    (tmp_path / "openvino_tokenizer.xml").write_bytes(b" " * size)
-    monkeypatch.setattr(conversion, "prepare_model", lambda *arguments: tmp_path)
-    with pytest.raises(SystemExit) as end:
-        chat_ui.main(["--engine", "genai"])
-    assert str(end.value).startswith("Error: OpenVINO cannot run smollm2-135m-instruct at INT8 on CPU: ")
-    assert "openvino_tokenizer.xml" in str(end.value) and "delete the model's folder" in str(end.value)
-
-
-def test_command_explains_a_model_that_does_not_compile(no_model_needed, monkeypatch):
-    def fail(*arguments):
-        raise RuntimeError("Exception from src/core.cpp:1:\nNo such operation\n")
-
-    monkeypatch.setattr(chat_ui, "ChatModel", fail)
-    with pytest.raises(SystemExit, match=r"^Error: OpenVINO cannot run .*\n.*No such operation\nChoose"):
-        chat_ui.main(["--model", "smollm2-135m-instruct"])
-
-
-def test_command_runs_the_engine_that_was_chosen(no_model_needed, monkeypatch):
-    chosen = []
-
-    def remember(*arguments):
-        chosen.append(arguments[:2])
-        raise ValueError("that is enough")
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "installed")
-    monkeypatch.setattr(chat_ui, "load_genai", lambda folder, device: (f"GenAI on {device}", "its tokenizer"))
-    monkeypatch.setattr(chat_ui, "ChatModel", remember)
-    for arguments in ([], ["--engine", "genai", "--device", "AUTO"]):
-        with pytest.raises(SystemExit, match="that is enough"):
-            chat_ui.main(arguments)
-    assert chosen == [("model", "tokenizer"), ("GenAI on AUTO", "its tokenizer")]
-
-
-def test_command_says_how_to_install_the_engine_that_is_missing(monkeypatch, capsys):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit):
-        chat_ui.main(["--engine", "genai"])
-    assert "-m pip install openvino-genai" in capsys.readouterr().err

@@ -1,15 +1,23 @@
-"""One look at a checkpoint folder: whether it is whole, which state it is, what converting it will take."""
+"""One look at a checkpoint folder: what it is, what it says of each damage, and what converting it takes."""
 
 import json
 import re
+import shutil
+import struct
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from checkpoint import check_checkpoint, expected_weights, fingerprint, stored_weights
+from checkpoint import expected_weights, fingerprint, look, stored_weights
 from tiny_checkpoints import FAMILIES
 
-SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 269060552\n"
+JSON = ("tokenizer.json", "tokenizer_config.json")
+MARK = b"\xef\xbb\xbf"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
 INDEX = {"weight_map": {"embedding": SHARDS[0], "head": SHARDS[1], "norm": SHARDS[1]}}
 SHARDED = {
     "config.json": b'{"model_type": "llama"}',
@@ -20,27 +28,400 @@ SHARDED = {
 }
 
 
+@pytest.fixture
+def folder(tiny_checkpoints, tmp_path) -> Path:
+    """A whole tiny checkpoint that may be damaged."""
+    return shutil.copytree(tiny_checkpoints["llama"], tmp_path / "checkpoint")
+
+
+def change(file: Path, **changes) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def shard(folder: Path) -> Path:
+    """The same weights in two files with an index."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    parts = {SHARDS[0]: names[:5], SHARDS[1]: names[5:]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
+    (folder / "model.safetensors").unlink()
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def as_bin(folder: Path, **how) -> Path:
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin", **how)
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def truncate(file: Path, share: float = 0.5) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ValueError) as caught:
+        look(folder)
+    return str(caught.value)
+
+
+# Whole checkpoints
+
+
+def test_a_whole_checkpoint_is_seen_as_one(folder):
+    seen = look(folder)
+    assert (seen.kind, seen.model_type, seen.whole) == ("weights", "llama", True)
+    assert seen.files == ("model.safetensors",)
+    assert (seen.base, seen.quantization, seen.marked) == (None, None, ())
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "mpt"])
+def test_every_family_of_the_tests_is_whole(tiny_checkpoints, family):
+    assert look(tiny_checkpoints[family]).whole
+
+
+@pytest.mark.parametrize("how", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "before 1.6"])
+def test_both_formats_of_pytorch_are_whole(folder, how):
+    assert look(as_bin(folder, **how)).files == ("pytorch_model.bin",)
+
+
+def test_several_files_and_their_index_are_whole(folder):
+    assert look(shard(folder)).files == SHARDS
+
+
+def test_folders_inside_a_checkpoint_are_no_damage(folder):
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/tool_use.jinja").write_text("{{ messages }}")
+    (folder / "onnx").mkdir()
+    assert look(folder).whole
+
+
+def test_weights_to_come_are_missing_but_no_error(folder):
+    shard(folder)
+    (folder / SHARDS[1]).unlink()
+    seen = look(folder, coming=SHARDS)
+    assert (seen.missing, seen.whole) == ((SHARDS[1],), False)
+
+
+# Files that are not what they seem
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "tokenizer.json", "config.json", "tokenizer_config.json"]
+)
+def test_a_pointer_of_git_lfs_is_named_with_the_way_out(folder, name):
+    (folder / name).write_bytes(POINTER)
+    message = refusal(folder)
+    assert str(folder / name) in message
+    assert "git lfs pull" in message
+
+
+def test_a_pointer_in_the_place_of_a_bin_file_is_no_reason_to_load_it_unsafely(folder):
+    (as_bin(folder) / "pytorch_model.bin").write_bytes(POINTER)
+    message = refusal(folder)
+    assert "git lfs pull" in message
+    assert "weights_only" not in message
+
+
+def test_a_pointer_in_the_place_of_a_sentencepiece_model_is_named(folder):
+    (folder / "tokenizer.model").write_bytes(POINTER)
+    assert "tokenizer.model is only git-lfs's pointer" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_an_empty_file_is_named(folder, name):
+    (folder / name).write_bytes(b"")
+    assert f"{folder / name} is empty" in refusal(folder)
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.01, 0.5, 0.999999])
+def test_truncated_safetensors_are_named(folder, share):
+    truncate(folder / "model.safetensors", share)
+    message = refusal(folder)
+    assert str(folder / "model.safetensors") in message
+    assert "Fetch the file again" in message
+
+
+def test_a_truncated_shard_is_named_with_both_sizes(folder):
+    size = (shard(folder) / SHARDS[1]).stat().st_size
+    truncate(folder / SHARDS[1])
+    assert re.search(rf"{SHARDS[1]} ends too early: \d+ bytes instead of {size}", refusal(folder))
+
+
+def test_safetensors_with_something_behind_are_named(folder):
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"more")
+    assert "is longer than its header says" in refusal(folder)
+
+
+@pytest.mark.parametrize("header", [b"", b"[]", b"{,}"])
+def test_what_is_no_safetensors_file_is_named(folder, header):
+    content = struct.pack("<Q", len(header)) + header if header else b"weights" * 100
+    (folder / "model.safetensors").write_bytes(content)
+    assert "is no safetensors file: its header cannot be read" in refusal(folder)
+
+
+def test_a_truncated_bin_file_is_named(folder):
+    truncate(as_bin(folder) / "pytorch_model.bin")
+    assert "pytorch_model.bin ends too early" in refusal(folder)
+
+
+def test_what_is_no_bin_file_is_named(folder):
+    (as_bin(folder) / "pytorch_model.bin").write_bytes(b"<html>Not found</html>")
+    assert "pytorch_model.bin is no file of PyTorch's" in refusal(folder)
+
+
+# Indices
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": []}'])
+def test_an_index_without_its_map_is_named(folder, content):
+    (shard(folder) / "model.safetensors.index.json").write_text(content)
+    assert "model.safetensors.index.json does not say which file" in refusal(folder)
+
+
+@pytest.mark.parametrize("missing", SHARDS)
+def test_an_index_without_one_of_its_files_is_incomplete(folder, missing):
+    (shard(folder) / missing).unlink()
+    assert f"1 of 2 weight files are missing, the first is {missing}" in refusal(folder)
+
+
+def test_files_without_their_index_are_named_with_the_index(folder):
+    (shard(folder) / "model.safetensors.index.json").unlink()
+    message = refusal(folder)
+    assert f"parts of weights, such as {SHARDS[0]}, but no model.safetensors.index.json" in message
+
+
+# JSON
+
+
+@pytest.mark.parametrize("name", ["config.json", *JSON])
+def test_a_byte_order_mark_is_read_and_noted(folder, name):
+    (folder / name).write_bytes(MARK + (folder / name).read_bytes())
+    seen = look(folder)
+    assert seen.marked == (name,)
+    assert seen.model_type == "llama"
+
+
+def test_a_mistake_in_json_is_named_with_its_place(folder):
+    (folder / "config.json").write_text('{\n  "model_type": "llama",\n  "vocab_size" 5\n}')
+    assert (
+        f"{folder / 'config.json'} is no valid JSON: Expecting ':' delimiter in line 3, column 16"
+        in refusal(folder)
+    )
+
+
+def test_json_in_another_encoding_is_named(folder):
+    (folder / "config.json").write_bytes('{"author": "Zoë"}'.encode("latin-1"))
+    assert "config.json is no text in UTF-8" in refusal(folder)
+
+
+def test_json_that_holds_no_object_is_named(folder):
+    (folder / "generation_config.json").write_text("[]")
+    assert "generation_config.json holds a list" in refusal(folder)
+
+
+# What is not there
+
+
+@pytest.mark.parametrize(
+    ("present", "words"),
+    [
+        ("consolidated.00.pth", "Meta's own format"),
+        ("tf_model.h5", "TensorFlow"),
+        ("flax_model.msgpack", "Flax"),
+    ],
+)
+def test_weights_for_other_programs_are_named(folder, present, words):
+    (folder / "model.safetensors").rename(folder / present)
+    message = refusal(folder)
+    assert "has no weights" in message and words in message
+
+
+def test_a_folder_without_configuration_is_no_checkpoint(folder):
+    (folder / "config.json").unlink()
+    assert "has no config.json" in refusal(folder)
+
+
+def test_a_folder_without_tokenizer_is_named(folder):
+    (folder / "tokenizer.json").unlink()
+    assert "has no tokenizer" in refusal(folder)
+
+
+# Quantized by others
+
+
+METHODS = {
+    "bitsandbytes": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "gptq": {"bits": 4, "group_size": 128},
+    "awq": {"bits": 4, "zero_point": True, "version": "gemm"},
+    "compressed-tensors": {"format": "pack-quantized", "config_groups": {}},
+    "torchao": {},
+    "invented-next-year": {},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_cannot_be_dequantized_is_refused_by_its_method(folder, method):
+    change(folder / "config.json", quantization_config={"quant_method": method} | METHODS[method])
+    message = refusal(folder)
+    assert f"by the method {method!r}" in message
+    assert "Take the original model" in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "method"), [({"load_in_8bit": True}, "bitsandbytes"), ({"bits": 4}, "unknown")]
+)
+def test_an_older_configuration_without_a_method_is_refused_too(folder, settings, method):
+    change(folder / "config.json", quantization_config=settings)
+    assert f"by the method {method!r}" in refusal(folder)
+
+
+@pytest.mark.parametrize("method", ["fp8", "mxfp4"])
+def test_what_can_be_dequantized_is_noted(folder, method):
+    change(folder / "config.json", quantization_config={"quant_method": method})
+    assert look(folder).quantization == method
+
+
+def test_quantized_weights_without_a_word_about_it_are_refused(folder):
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj"
+    tensors[f"{name}.qweight"] = tensors.pop(f"{name}.weight").to(torch.int32)
+    save_file(tensors, folder / "model.safetensors")
+    assert f"quantized already ({name}.qweight is I32)" in refusal(folder)
+
+
+# Tokenizer and embedding
+
+
+def test_tokens_beyond_the_embedding_are_refused_with_both_numbers(folder):
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"].append(content["added_tokens"][0] | {"id": rows, "content": "<|im_start|>"})
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    message = refusal(folder)
+    assert f"has the id {rows} for '<|im_start|>', but the model's embedding has only {rows} rows" in message
+    assert "resize_token_embeddings" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("added_tokens.json", {"<extra>": 5000}),
+        ("vocab.json", {"extra": 5000}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"5000": {"content": "<extra>"}}}),
+    ],
+)
+def test_wherever_the_tokens_are_listed(folder, name, content):
+    (folder / name).write_text(json.dumps(content))
+    assert "has the id 5000" in refusal(folder)
+
+
+def test_an_embedding_with_rows_to_spare_is_fine(folder):
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], torch.zeros(64, 64).half()])
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    change(folder / "config.json", vocab_size=tensors["lm_head.weight"].shape[0])
+    assert look(folder).whole
+
+
+def test_a_vocabulary_size_that_the_embedding_contradicts_is_named(folder):
+    change(folder / "config.json", vocab_size=10_000)
+    assert re.search(r"vocab_size = 10000, but model.embed_tokens.weight .* has \d+ rows", refusal(folder))
+
+
+# Adapters, OpenVINO IR, GGUF
+
+
+@pytest.fixture
+def adapter(tmp_path) -> Path:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "someone/base", "revision": None}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    save_file({"base_model.model.lora_A.weight": torch.zeros(1)}, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_a_lora_adapter_is_seen_with_its_base(adapter):
+    seen = look(adapter)
+    assert (seen.kind, seen.base, seen.files) == ("adapter", "someone/base", ("adapter_model.safetensors",))
+
+
+def test_the_base_s_revision_is_part_of_its_name(adapter):
+    change(adapter / "adapter_config.json", revision="v2")
+    assert look(adapter).base == "someone/base@v2"
+
+
+@pytest.mark.parametrize("kind", ["IA3", "PROMPT_TUNING", None])
+def test_adapters_of_other_kinds_are_refused_by_name(adapter, kind):
+    change(adapter / "adapter_config.json", peft_type=kind)
+    assert f"is an adapter of type {kind!r}" in refusal(adapter)
+
+
+def test_an_adapter_without_its_base_is_named(adapter):
+    change(adapter / "adapter_config.json", base_model_name_or_path=None)
+    assert "base_model_name_or_path is missing" in refusal(adapter)
+
+
+def test_an_adapter_without_weights_is_named(adapter):
+    (adapter / "adapter_model.safetensors").unlink()
+    assert "has no weights of the adapter" in refusal(adapter)
+
+
+def test_weights_and_an_adapter_in_one_folder_are_ambiguous(folder, adapter):
+    shutil.copy(adapter / "adapter_config.json", folder)
+    assert "holds the weights of a model and of an adapter" in refusal(folder)
+
+
+def test_openvino_ir_is_seen_as_converted_already(folder):
+    (folder / "model.safetensors").unlink()
+    for name in ("openvino_model.xml", "openvino_model.bin"):
+        (folder / name).write_bytes(b"content")
+    seen = look(folder)
+    assert (seen.kind, seen.files) == ("openvino", ("openvino_model.bin", "openvino_model.xml"))
+
+
+@pytest.mark.parametrize("content", [None, POINTER, b""], ids=["missing", "pointer", "empty"])
+def test_openvino_ir_without_its_weights_is_named(folder, content):
+    (folder / "model.safetensors").unlink()
+    (folder / "openvino_model.xml").write_bytes(b"content")
+    if content is not None:
+        (folder / "openvino_model.bin").write_bytes(content)
+    assert "openvino_model.bin" in refusal(folder)
+
+
+def test_a_gguf_file_and_a_folder_with_one_are_seen(tmp_path):
+    (tmp_path / "model-Q8_0.gguf").write_bytes(b"GGUF")
+    assert look(tmp_path).kind == look(tmp_path / "model-Q8_0.gguf").kind == "gguf"
+
+
+def test_of_several_gguf_files_one_must_be_named(tmp_path):
+    for quantization in ("Q4_K_M", "Q8_0"):
+        (tmp_path / f"model-{quantization}.gguf").write_bytes(b"GGUF")
+    message = refusal(tmp_path)
+    assert "holds 2 GGUF files" in message and str(tmp_path / "model-Q4_K_M.gguf") in message
+
+
+# Which state it is, and what converting it takes
+
+
 def write_files(folder: Path, files: dict[str, bytes]) -> Path:
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return folder
-
-
-@pytest.mark.parametrize(
-    ("missing", "message"),
-    [
-        ("config.json", "no config.json"),
-        ("tokenizer.json", "no tokenizer"),
-        ("model.safetensors.index.json", "no weights"),
-        (SHARDS[1], f"1 of 2 weight files are missing, the first is {SHARDS[1]}"),
-    ],
-)
-def test_an_incomplete_local_folder_is_refused(tmp_path, missing, message):
-    write_files(tmp_path, SHARDED)
-    (tmp_path / missing).unlink()
-    with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        check_checkpoint(tmp_path)
-    assert str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -272,8 +272,22 @@ def test_the_bundled_wheel_is_pinned():
 
 
 def test_hub_ids_find_their_entry_in_any_letter_case():
-    assert get_model_config("qwen/QWEN3-0.6b") is SUPPORTED_MODELS["qwen3-0.6b"]
+    found, entry = get_model_config("qwen/QWEN3-0.6b"), SUPPORTED_MODELS["qwen3-0.6b"]
+    assert found == dataclasses.replace(entry, model_id="qwen/QWEN3-0.6b")
     assert get_model_config("Someone/Chatbot") == ModelConfig("Someone/Chatbot")
+
+
+def test_a_hub_id_means_the_hub_and_only_the_catalogue_name_the_bundled_copy():
+    assert get_model_config(DEFAULT_MODEL).bundled
+    assert get_model_config("HuggingFaceTB/SmolLM2-135M-Instruct").bundled is None
+
+
+def test_a_file_of_weights_can_be_named_like_a_folder(tmp_path):
+    (tmp_path / "model.gguf").touch()
+    (tmp_path / "notes.txt").touch()
+    assert get_model_config(str(tmp_path / "model.gguf")).model_id == str(tmp_path / "model.gguf")
+    with pytest.raises(ValueError, match="Unknown model"):
+        get_model_config(str(tmp_path / "notes.txt"))
 
 
 def test_a_hub_id_with_a_revision_keeps_its_entry_but_for_the_weights():
@@ -301,9 +315,19 @@ ALLOWED = {
     "quiet": set(),
     "tuning": set(),
     "sampling": set(),
-    "checkpoint": set(),
-    "gguf_checkpoint": set(),
-    "model_source": {"config", "workspace", "checkpoint", "gguf_checkpoint"},
+    "checkpoint_files": set(),
+    "checkpoint_fit": {"checkpoint_files"},
+    "weight_sizes": {"checkpoint_files"},
+    "dequantize": {"checkpoint_files"},
+    "checkpoint": {"checkpoint_files", "checkpoint_fit", "weight_sizes", "dequantize"},
+    "gguf_checkpoint": {"quiet"},
+    "hub_source": {"workspace", "checkpoint_files", "checkpoint"},
+    "wheel_source": {"config", "workspace", "checkpoint", "gguf_checkpoint"},
+    "model_source": {"config", "checkpoint_files", "checkpoint", "hub_source", "wheel_source"},
+    "plain_checkpoint": {
+        "workspace", "quiet", "checkpoint_files", "checkpoint_fit", "checkpoint", "dequantize",
+        "gguf_checkpoint", "model_source",
+    },
     "compression": {"quiet", "workspace"},
     "optimum_export": {"checkpoint"},
     "mpt_forward": {"checkpoint"},

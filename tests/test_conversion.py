@@ -489,8 +489,8 @@ def test_a_folder_with_an_unreadable_manifest_is_made_anew(
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["_save_tokenizer", "compress_weights"])
 def test_after_ctrl_c_nothing_is_left_and_the_next_call_succeeds(tiny_checkpoints, tmp_path, step):
-    def interrupted(*arguments):
-        original(*arguments)
+    def interrupted(*arguments, **options):
+        original(*arguments, **options)
         raise KeyboardInterrupt
 
     original = getattr(conversion, step)

@@ -1,5 +1,6 @@
 """A converted folder: where it lies, whether it is whole, loading it."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -18,11 +19,46 @@ def test_precisions_have_their_documented_folders(precision, folder):
     assert model_folder("qwen3-4b", precision, "somewhere") == Path("somewhere/qwen3-4b", folder)
 
 
-def test_hub_ids_and_paths_become_one_folder_name(tmp_path, monkeypatch):
+def test_hub_ids_and_paths_become_one_folder_name_with_a_hash(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "deep" / "My model").mkdir(parents=True)
-    assert model_folder("owner/name", "FP16") == Path("models/owner--name/FP16")
-    assert model_folder("deep/My model", "FP16") == Path("models/My model/FP16")
+    assert re.fullmatch(r"models/owner--name-[0-9a-f]{8}/FP16", model_folder("owner/name", "FP16").as_posix())
+    assert re.fullmatch(r"models/My model-[0-9a-f]{8}/FP16", model_folder("deep/My model", "FP16").as_posix())
+
+
+def test_the_models_folder_may_begin_with_a_tilde(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert model_folder("qwen3-4b", "FP16", "~/models") == tmp_path / "models/qwen3-4b/FP16"
+
+
+def test_two_checkpoints_never_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("a", "b", "."):
+        (tmp_path / place / "my-model").mkdir(parents=True)
+        (tmp_path / place / "qwen3-4b-copy").mkdir()
+    (tmp_path / "b/qwen3-4b").mkdir()
+    names = [
+        "a/my-model",
+        "b/my-model",
+        "my-model",
+        "b/qwen3-4b",
+        "owner/qwen3-4b",
+        "qwen3-4b",
+        "Qwen/Qwen3-4B",
+    ]
+    names += ["owner/name@a/b", "owner/name@a--b", "owner/name", "owner--x/name", "owner/x--name"]
+    folders = [model_folder(name, "INT8") for name in names]
+    folders += [model_folder("qwen3-4b", "INT8", checkpoint=place) for place in ("a/my-model", "b/my-model")]
+    assert len({str(folder).lower() for folder in folders}) == len(folders)
+
+
+def test_one_checkpoint_has_one_folder_however_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "my-model").mkdir()
+    names = ("my-model", "./my-model", "deep/../my-model", str(tmp_path / "my-model"))
+    assert len({model_folder(name, "INT8", tmp_path) for name in names}) == 1
+    assert len({model_folder("qwen3-4b", "INT8", tmp_path, name) for name in names}) == 1
 
 
 # Loading

@@ -4,6 +4,7 @@ huggingface_hub reads its environment variables when it is imported.
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import zipfile
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-import model_source
+import hub_source
 from checkpoint import fingerprint
 from config import DEFAULT_MODEL, SUPPORTED_MODELS, ModelConfig
 from fake_hub import FakeHub
@@ -34,14 +35,24 @@ METADATA = {
 }
 
 
+def weights(content: bytes, suffix: str = "safetensors") -> bytes:
+    """A whole file of weights that tells which one it is."""
+    if suffix == "bin":  # as PyTorch wrote it before 1.6
+        return b"\x80\x02" + content
+    tensor = {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}
+    header = json.dumps({"content": tensor}).encode()
+    return struct.pack("<Q", len(header)) + header + content
+
+
 def sharded(name: str, suffix: str) -> dict[str, bytes]:
     shards = [f"{name}-{number:05}-of-00002.{suffix}" for number in (1, 2)]
     weight_map = {"embedding": shards[0], "head": shards[1], "norm": shards[1]}
     index = json.dumps({"weight_map": weight_map}).encode()
-    return {f"{name}.{suffix}.index.json": index, shards[0]: b"first" * 100, shards[1]: b"second" * 100}
+    parts = (weights(words * 100, suffix) for words in (b"first", b"second"))
+    return {f"{name}.{suffix}.index.json": index} | dict(zip(shards, parts, strict=True))
 
 
-SINGLE = {"model.safetensors": b"weights" * 100}
+SINGLE = {"model.safetensors": weights(b"weights" * 100)}
 SHARDED = sharded("model", "safetensors")
 SHARDED_BIN = sharded("pytorch_model", "bin")
 LAST_SHARD = "model-00002-of-00002.safetensors"
@@ -113,7 +124,7 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
         SINGLE,
         SHARDED,
         SHARDED_BIN,
-        {"pytorch_model.bin": b"weights"},
+        {"pytorch_model.bin": weights(b"weights", "bin")},
         SINGLE | {"pytorch_model.bin.index.json": b""},
     ],
     ids=lambda weights: "+".join(weights),
@@ -210,14 +221,14 @@ def test_an_interrupted_download_is_not_taken_for_a_model_and_can_be_finished(hu
 def test_the_newest_whole_copy_is_in_use_also_after_an_interrupted_update(hub, fetch):
     hub.repos[REPO] = METADATA | SINGLE
     older = fetch()
-    hub.repos[REPO] = METADATA | {"model.safetensors": b"better weights"}
+    hub.repos[REPO] = METADATA | {"model.safetensors": weights(b"better weights")}
     hub.faults["model.safetensors"] = ["500"]
     assert fetch() == older
     hub.stop()
     assert fetch() == older
     hub.start()
     newer = fetch()
-    assert Path(newer.text, "model.safetensors").read_bytes() == b"better weights"
+    assert Path(newer.text, "model.safetensors").read_bytes() == weights(b"better weights")
     hub.stop()
     assert fetch() == newer
 
@@ -235,11 +246,13 @@ def refuse(found):
 model_source.fetch_weights = refuse
 """
     index = "model.safetensors.index.json"
-    assert fetch(before=refusing) == ("ValueError", f"{sorted([*METADATA, index])}, (1100, 1100)")
+    sizes = {name: len(content) for name, content in SHARDED.items() if name != index}
+    both, last = sum(sizes.values()), sizes[LAST_SHARD]
+    assert fetch(before=refusing) == ("ValueError", f"{sorted([*METADATA, index])}, {(both, both)}")
     assert set(hub.fetched()) == {*METADATA, index}
     hub.faults[LAST_SHARD] = ["500"]
     assert fetch().error == "ConnectionError"
-    assert fetch(before=refusing).text.endswith("(1100, 600)")
+    assert fetch(before=refusing).text.endswith(str((both, last)))
     whole = fetch()
     assert whole.error == ""
     assert fetch(before=refusing) == whole  # nothing is left to refuse
@@ -309,7 +322,7 @@ def test_a_full_disk_is_found_out_before_anything_is_downloaded(hub, fetch):
 
 
 def test_a_hub_model_s_revision_is_the_commit_of_the_copy_fetched_last(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_source.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub_source.constants, "HF_HUB_CACHE", str(tmp_path))
     config = ModelConfig(REPO)
     assert checkpoint_revision(config) is None
     snapshots = [tmp_path / "models--someone--chatbot/snapshots" / name for name in ("older", "newer")]
@@ -336,7 +349,7 @@ print(found.revision, fetched.revision, fetched.folder)
 def test_an_older_copy_in_the_place_of_what_the_hub_does_not_deliver_has_its_own_revision(hub, fetch, home):
     hub.repos[REPO] = METADATA | SINGLE
     older = fetch()
-    hub.repos[REPO] = METADATA | {"model.safetensors": b"better weights"}
+    hub.repos[REPO] = METADATA | {"model.safetensors": weights(b"better weights")}
     hub.faults["model.safetensors"] = ["500"]
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     found, fetched, folder = run_python(REVISIONS, REPO, **settings).communicate()[0].split()
@@ -348,7 +361,7 @@ def test_an_older_copy_in_the_place_of_what_the_hub_does_not_deliver_has_its_own
 def test_going_back_to_an_older_commit_makes_its_copy_the_newest(hub, fetch):
     hub.repos[REPO] = METADATA | SINGLE
     older = fetch()
-    hub.repos[REPO] = METADATA | {"model.safetensors": b"other weights"}
+    hub.repos[REPO] = METADATA | {"model.safetensors": weights(b"other weights")}
     assert fetch() != older
     hub.repos[REPO] = METADATA | SINGLE
     assert fetch() == older
@@ -356,7 +369,7 @@ def test_going_back_to_an_older_commit_makes_its_copy_the_newest(hub, fetch):
     assert fetch() == older
 
 
-OTHER = {"model.safetensors": b"other weights"}
+OTHER = {"model.safetensors": weights(b"other weights")}
 
 
 def test_a_revision_can_be_named(hub, fetch):
@@ -400,7 +413,7 @@ def test_a_named_revision_is_not_what_the_plain_name_means_afterwards(
     assert found[pinned] != found[REPO]
     hub.stop()
     assert fetch(REPO, pinned) == [found[REPO], found[pinned]]
-    monkeypatch.setattr(model_source.constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(hub_source.constants, "HF_HUB_CACHE", str(home / "hub"))
     for name, outcome in found.items():
         assert checkpoint_revision(ModelConfig(name)) == Path(outcome.text).name
 
@@ -413,13 +426,13 @@ def test_a_named_revision_alone_does_not_stand_for_the_plain_name(hub, home, fet
     plain, again = fetch(REPO, pinned)
     assert plain.error == "ConnectionError"
     assert again == tagged
-    monkeypatch.setattr(model_source.constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(hub_source.constants, "HF_HUB_CACHE", str(home / "hub"))
     assert checkpoint_revision(ModelConfig(REPO)) is None
 
 
 def test_after_an_interrupted_update_an_older_whole_copy_counts_but_not_a_named_one(hub, fetch, pinned):
     older = fetch(REPO, pinned)[0]
-    hub.repos[REPO] = METADATA | {"model.safetensors": b"better weights"}
+    hub.repos[REPO] = METADATA | {"model.safetensors": weights(b"better weights")}
     hub.faults["model.safetensors"] = ["500"]
     assert fetch() == older
     note = Path(older.text).parents[1] / "refs/main"
@@ -429,7 +442,7 @@ def test_after_an_interrupted_update_an_older_whole_copy_counts_but_not_a_named_
 
 
 def test_the_revision_of_a_name_with_one_is_that_of_its_copy(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_source.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub_source.constants, "HF_HUB_CACHE", str(tmp_path))
     cache = tmp_path / "models--someone--chatbot"
     for age, name in enumerate(("main", "newer", "tagged")):
         (cache / "snapshots" / name).mkdir(parents=True)

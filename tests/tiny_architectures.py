@@ -88,6 +88,7 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
             "num_local_experts": 0,
             "shared_intermediate_size": 96,
             "position_embedding_type": "rope",
+            "tie_word_embeddings": True,
         },
     ),
     "llama": (
