@@ -63,7 +63,7 @@ bench-peers: install .venv-peers/installed
 LLAMA_CPP_FLAGS ?= -DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF -DGGML_AMX_BF16=OFF
 .venv-peers/installed:
 	$(PYTHON) -m venv .venv-peers
-	CMAKE_ARGS="$(LLAMA_CPP_FLAGS)" .venv-peers/bin/python -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	CMAKE_ARGS="$(LLAMA_CPP_FLAGS)" .venv-peers/bin/python -m pip install --quiet --no-binary llama-cpp-python "llama-cpp-python[server]==0.3.36"
 	@touch $@
 
 # Two at a time, the longest first: most of the suite is single-threaded.

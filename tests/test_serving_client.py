@@ -2,9 +2,13 @@
 
 import gc
 import json
+import socket
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -375,3 +379,48 @@ def test_errors_of_another_shape():
     told = pytest.raises(ValueError, match="Too long")
     with stranger(lambda _: refused) as url, closing(RemoteChatModel(url)) as model, told:
         model.generate(HELLO)
+
+
+PEERS = Path(__file__).parent.parent / ".venv-peers"  # see `make bench-peers`
+
+
+@pytest.fixture(scope="module")
+def llama_cpp() -> Iterator[str]:
+    """The address of llama-cpp-python's server, which runs in an environment of its own."""
+    python, model = PEERS / "bin" / "python", PEERS / "gguf" / "Q4_1.gguf"
+    found = python.exists() and model.exists()
+    if not found or subprocess.run([python, "-c", "import llama_cpp.server"], check=False).returncode:
+        pytest.skip("llama-cpp-python is not installed: make bench-peers")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = [python, "-m", "llama_cpp.server", "--model", model, "--port", port, "--n_ctx", "1024"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.terminate()
+
+
+@pytest.mark.slow
+def test_llama_cpp_python(llama_cpp):
+    for _ in range(120):  # until it has loaded the model
+        with suppress(ConnectionError):
+            model = RemoteChatModel(llama_cpp)
+            break
+        time.sleep(0.5)
+    with closing(model):
+        sampling = SamplingParams(temperature=0, max_new_tokens=40, logprobs=1)
+        stream = model.stream(HELLO, sampling)
+        text = "".join(stream)
+        assert text.startswith("Hello")
+        assert "".join(token.text for token in stream.logprobs) == text
+        assert stream.stats.new_tokens > 1
+        stopped = SamplingParams(temperature=0, stop=(text[5:9],))
+        assert model.generate(HELLO, stopped) == text[:5]
+        stream = model.stream(HELLO, SamplingParams(max_new_tokens=500, top_k=20, seed=1))
+        next(stream)
+        stream.close()
+        assert list(stream) == []
+        with pytest.raises(RuntimeError, match="broke off"):  # its way to refuse too long a question
+            model.generate([{"role": "user", "content": "Hello " * 2000}])
+        assert model.generate(HELLO, SamplingParams(temperature=0, max_new_tokens=40)) == text
