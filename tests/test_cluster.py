@@ -97,7 +97,7 @@ def test_processors_are_shared_among_the_replicas(nodes, replicas, each):
 
 
 def test_more_replicas_than_processors_are_refused():
-    with pytest.raises(ValueError, match="3 replicas .* has 2"):
+    with pytest.raises(ValueError, match=r"3 replicas .* has 2"):
         cluster.cpus_each([2.0], 3)
 
 
