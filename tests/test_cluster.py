@@ -30,6 +30,7 @@ KEY = "a secret"
 NAME = "smollm2-135m-instruct"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 GREEDY = {"model": NAME, "temperature": 0, "max_tokens": 24}
+ENGINE = "ray::ServeReplica:chat:Engine"  # how Ray calls the process
 DEADLINE = 180  # seconds after which a test gives up; Ray is slow on a busy machine
 
 
@@ -175,7 +176,7 @@ def client(two):
 def engines(process: subprocess.Popen) -> list[psutil.Process]:
     """The engines' replicas among the command's processes."""
     family = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in family if child.cmdline()[:1] == ["ray::ServeReplica:chat:Engine"]]
+    return [child for child in family if ENGINE in " ".join(child.cmdline())]
 
 
 def last_event(process: subprocess.Popen, text: str, begun: threading.Barrier | None = None) -> str:
