@@ -125,7 +125,7 @@ def start_ray() -> None:
         ray.init(logging_level="WARNING", log_to_driver=False, **own)
     except Exception as error:  # Ray has no class of its own for this
         sys.exit(
-            f"Error: Ray does not start ({error}). On a busy machine it gives up after 15 seconds: try again. "
+            f"Error: Ray does not start ({error}) On a busy machine it gives up after 15 seconds: try again. "
             "Its logs are in /tmp/ray/session_latest/logs."
         )
 
