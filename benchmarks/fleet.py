@@ -144,16 +144,7 @@ class Replica:
         self._cached = 0
         self._count = 0
         self.version = 0  # an event that was planned before something changed is void
-
-    @property
-    def running(self) -> int:
-        """Requests in the batch."""
-        return len(self._decoding) + len(self._prefill)
-
-    @property
-    def load(self) -> int:
-        """Requests in all."""
-        return self.running + len(self._waiting)
+        self.load = 0  # requests in all
 
     def requests(self) -> list[Request]:
         """All requests, for when it dies."""
@@ -162,6 +153,7 @@ class Replica:
     def add(self, request: Request, now: float, figures: Figures) -> None:
         """Take a request."""
         self._pass(now)
+        self.load += 1
         self._waiting.append(request)
         self._admit(figures)
 
@@ -189,6 +181,7 @@ class Replica:
         while self._decoding and self._decoding[0][0] - self._steps < 1e-6:
             request = heapq.heappop(self._decoding)[2]
             self._remember(request.session, request.prompt + request.answer)
+            self.load -= 1
             done.append(request)
         self._admit(figures)
         return done
@@ -217,7 +210,7 @@ class Replica:
         self._now = now
 
     def _admit(self, figures: Figures) -> None:
-        while self._waiting and self.running < self._times.max_requests:
+        while self._waiting and self.load - len(self._waiting) < self._times.max_requests:
             request = self._waiting.popleft()
             prompt = request.prompt + request.said
             cached = min(self._cache.get(request.session, 0), prompt - 1) // self._times.block
@@ -262,8 +255,10 @@ class Router:
         if self._kind == "random":
             return self._chance.choice(list(self.replicas.values()))
         if self._kind == "least loaded":
-            least = min(replica.load for replica in self.replicas.values())
-            return self._chance.choice([r for r in self.replicas.values() if r.load == least])
+            loads = [replica.load for replica in self.replicas.values()]
+            least = min(loads)
+            places = [place for place, load in enumerate(loads) if load == least]
+            return list(self.replicas.values())[self._chance.choice(places)]
         place = bisect.bisect(self._ring, (random.Random(session).random(), -1))
         names: dict[int, None] = {}
         for offset in range(len(self._ring)):

@@ -120,9 +120,9 @@ def start_ray() -> None:
 
     import ray
 
-    own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE} if alone else {}
+    own = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
-        ray.init(logging_level="WARNING", log_to_driver=False, **own)
+        ray.init(logging_level="WARNING", log_to_driver=False, **(own if alone else {}))
     except Exception as error:  # Ray has no class of its own for this
         sys.exit(
             f"Error: Ray does not start ({error}) On a busy machine it gives up after 15 seconds: try again. "
