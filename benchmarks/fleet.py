@@ -10,7 +10,7 @@ two events speeds are constant, so that an event costs the same whatever the num
 replica dies is asked again elsewhere, with all it has said so far. Left out: networks, Ray itself,
 conversations that outgrow the context.
 
-Usage: python -m benchmarks.fleet [--replicas 1 2 10 100 1000] [--measure]
+Usage: python -m benchmarks.fleet [--replicas 1 2 10 100 1000] [--measure]    (some minutes)
 """
 
 import argparse
@@ -37,7 +37,7 @@ FALLBACKS = 2  # replicas that are tried after a full one
 class Times:
     """What one replica needs: seconds of a step by the number of answers in it, and of a token of a prompt.
 
-    cache_tokens: how many its KV cache holds; they are found again in whole blocks.
+    cache_tokens: how many its KV cache holds.
     step_tokens: the most tokens of answers and prompts together that a step computes.
     """
 
@@ -45,7 +45,6 @@ class Times:
     decode_seconds: dict[int, float]
     prefill_seconds_per_token: float
     cache_tokens: int
-    block: int = 32
     max_requests: int = 16
     step_tokens: int = 32
 
@@ -72,6 +71,7 @@ class Times:
 class Workload:
     """Who asks: so many sessions for each replica at any time; one that has ended is followed by another.
 
+    system: tokens that all prompts begin with.
     question, answer: tokens; with `varied`, of exponential distributions around these.
     think: mean seconds between an answer and the next question; life: mean seconds of a replica.
     restart: seconds until another takes its place.
@@ -132,8 +132,9 @@ class Figures:
 class Replica:
     """One replica between events. Its owner asks when the next is, and lets time pass until then."""
 
-    def __init__(self, name: int, times: Times):
+    def __init__(self, name: int, times: Times, shared: int):
         self.name = name
+        self._shared = shared  # tokens that all prompts begin with
         self._times = times
         self._now = 0.0
         self._steps = 0.0
@@ -213,8 +214,7 @@ class Replica:
         while self._waiting and self.load - len(self._waiting) < self._times.max_requests:
             request = self._waiting.popleft()
             prompt = request.prompt + request.said
-            cached = min(self._cache.get(request.session, 0), prompt - 1) // self._times.block
-            cached *= self._times.block
+            cached = min(max(self._cache.get(request.session, 0), self._shared), prompt - 1)
             figures.prompt_tokens += prompt
             figures.cached_tokens += cached
             request.left = float(prompt - cached)
@@ -370,7 +370,7 @@ class Simulation:
                 figures.last_turn.append(first)
 
     def _come(self, now: float) -> None:
-        replica = Replica(next(self._names), self._times)
+        replica = Replica(next(self._names), self._times, self._load.system)
         self._router.join(replica)
         if self._load.life:
             self._plan(now + self._chance.expovariate(1 / self._load.life), self._die, replica)

@@ -208,14 +208,13 @@ def measure_conversations(options: argparse.Namespace) -> None:
         prompts, news = sum(s.prompt_tokens for s in stats), sum(s.new_tokens for s in stats)
         share = sum(s.reused_tokens or 0 for s in stats) / prompts
         last = statistics.median(talk[-1].time_to_first_token for talk in talks)
-        question = statistics.mean(
-            (talk[-1].prompt_tokens - sum(s.new_tokens for s in talk[:-1])) / options.turns for talk in talks
-        )
+        shared = min(s.reused_tokens or 0 for s in stats)  # the system prompt
+        own = [talk[-1].prompt_tokens - sum(s.new_tokens for s in talk[:-1]) - shared for talk in talks]
         load = fleet.Workload(
             sessions=options.users // replicas,
             turns=options.turns,
-            system=0,
-            question=round(question),
+            system=shared,
+            question=round(statistics.mean(own) / options.turns),
             answer=round(news / len(stats)),
             think=0,
             life=0,
