@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import telemetry
-from open_chat import add_model_options, open_chat
+from open_chat import add_model_options, open_chat, wait_for
 from sampling import OPTIONS
 
 if TYPE_CHECKING:
@@ -40,13 +40,15 @@ def run(arguments: list[str] | None, build: Callable[..., Any], launch: Callable
     try:
         options = parsed(arguments)
         check_address(options.host, options.port)
-        chat = remote_chat(options) if options.connect else open_chat(options)
+        chat = remote_chat(options) if options.connect else open_chat(options, in_background=True)
         with closing(chat):
             page = build(chat)
             address = launch(page, options.host, options.port, options.auth)
             if not options.auth and not is_loopback(options.host):
                 print(f"Warning: {who_can_reach(options.host)}", file=sys.stderr)
             print(f"Open {address} in a browser. Ctrl+C ends the server.", flush=True)
+            if not options.connect:
+                wait_for(chat)  # a model that cannot run ends the command
             page.block_thread()
     except (OSError, ValueError) as error:
         file = getattr(error, "filename", None)

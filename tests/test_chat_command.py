@@ -11,12 +11,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from scripted_chat import FakeChat
 
 import chat_command
 import chat_ui
 import conversion
 from chat_command import is_loopback, parsed
+from scripted_chat import FakeChat
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,7 +37,8 @@ def served(monkeypatch):
         calls.append((host, port, auth))
         return f"http://{host}:{port}/"
 
-    monkeypatch.setattr(chat_command, "open_chat", lambda options: FakeChat())
+    monkeypatch.setattr(chat_command, "open_chat", lambda options, in_background: FakeChat())
+    monkeypatch.setattr(chat_command, "wait_for", lambda chat: None)
     monkeypatch.setattr(chat_command.telemetry, "turn_off", lambda: None)
     monkeypatch.setattr(chat_command, "check_address", lambda host, port: None)
     monkeypatch.setattr(chat_ui, "build_ui", lambda chat: FakePage())
@@ -50,7 +51,7 @@ def failing(monkeypatch):
     """Lets the command find a model that cannot be opened."""
 
     def fail_with(error: Exception) -> None:
-        def fail(*arguments):
+        def fail(options, in_background):
             raise error
 
         monkeypatch.setattr(chat_command, "check_address", lambda host, port: None)
