@@ -1,4 +1,4 @@
-"""How the page looks, and what its browser does by itself: keep conversations, open and save files, copy.
+"""How the page looks, what it suggests to ask, and what its browser does by itself.
 
 Knows CSS and JavaScript, and where a browser keeps things. Refuses to know what a conversation means.
 
@@ -7,6 +7,16 @@ that is open in both, the newest change stays. sessionStorage holds which one a 
 """
 
 import gradio as gr
+
+EXAMPLES = [
+    "Hello! What can you do for me?",
+    "What is OpenVINO?",
+    "Who are you?",
+    "What is Python?",
+    "Tell me a fairy tale in one sentence.",
+    "Which mistakes do people often make when they write code?",
+    "Write a blog post of 100 words about a walk in the rain.",
+]
 
 CSS = """
 /* What would take the conversation away from under the answer that is being written waits for its end. */
@@ -62,6 +72,9 @@ JS = {
     return [{id: key.slice(12), title: messages[0].content.slice(0, 100), changed}];
   } catch { return [] }
 }).sort((one, other) => other.changed - one.changed)]""",
+    # What was typed but not sent when the page had to load itself anew.
+    "draft": """typed => [typed || (sessionStorage.getItem("llm-chatbot-draft") ?? "")]""",
+    "keep draft": """text => sessionStorage.setItem("llm-chatbot-draft", text ?? "")""",
     "restore": """() => {
   const id = sessionStorage.getItem("llm-chatbot"), kept = localStorage.getItem("llm-chatbot:" + id);
   return [kept ? {id, messages: JSON.parse(kept).messages} : null];

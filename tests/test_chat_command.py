@@ -11,12 +11,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from scripted_chat import FakeChat
 
 import chat_command
 import chat_ui
 import conversion
 from chat_command import is_loopback, parsed
+from scripted_chat import FakeChat
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,7 +51,11 @@ def failing(monkeypatch):
     """Lets the command find a model that cannot be opened."""
 
     def fail_with(error: Exception) -> None:
+<<<<<<< HEAD
         def fail(*_, **__):
+=======
+        def fail(options, in_background):
+>>>>>>> page
             raise error
 
         monkeypatch.setattr(chat_command, "check_address", lambda host, port: None)
