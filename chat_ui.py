@@ -258,7 +258,7 @@ async def reply(
                     delta = await run_sync(next, deltas, None)
             finally:
                 del running[deltas]
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # the latter from an endpoint; both in words
         raise steps.refusal(str(error)) from error
     except Exception as error:
         log.exception("The model failed")
