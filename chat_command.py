@@ -74,22 +74,7 @@ def finish(begun: Begun, build: Callable[..., Any], launch: Callable[..., str]) 
 def ends_in_words(model: str) -> Iterator[None]:
     """What goes wrong inside ends the program with a line of words."""
     try:
-<<<<<<< HEAD
         yield
-=======
-        options = parsed(arguments)
-        check_address(options.host, options.port)
-        chat = remote_chat(options) if options.connect else open_chat(options, in_background=True)
-        with closing(chat):
-            page = build(chat)
-            address = launch(page, options.host, options.port, options.auth)
-            if not options.auth and not is_loopback(options.host):
-                print(f"Warning: {who_can_reach(options.host)}", file=sys.stderr)
-            print(f"Open {address} in a browser. Ctrl+C ends the server.", flush=True)
-            if not options.connect:
-                wait_for(chat)  # a model that cannot run ends the command
-            page.block_thread()
->>>>>>> page
     except (OSError, ValueError) as error:
         file = getattr(error, "filename", None)
         hint = ". LLM_CHATBOT_MODELS_DIR names the folder for models."

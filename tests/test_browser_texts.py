@@ -355,7 +355,7 @@ def test_browser_would_load_nothing_even_if_a_text_got_through(fake_window, else
         }""",
         site,
     )
-    tried = "img video css font background fetch face image beacon".split()
+    tried = ["img", "video", "css", "font", "background", "fetch", "face", "image", "beacon"]
     expected = {site, *(f"{site}/{name}" for name in tried)}  # of frames the site alone is told
     poll(fake_window, lambda: set(fake_window.page.evaluate("blocked")) >= expected)
     assert elsewhere.asked == []

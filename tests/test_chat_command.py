@@ -51,11 +51,7 @@ def failing(monkeypatch):
     """Lets the command find a model that cannot be opened."""
 
     def fail_with(error: Exception) -> None:
-<<<<<<< HEAD
         def fail(*_, **__):
-=======
-        def fail(options, in_background):
->>>>>>> page
             raise error
 
         monkeypatch.setattr(chat_command, "check_address", lambda host, port: None)
