@@ -335,7 +335,7 @@ ALLOWED = {
     "ov_mpt_model": set(),
     "routes": {"optimum_export", "mpt_converter", "ov_mpt_model"},
     "model_folder": {"config", "workspace", "tuning", "sampling", "routes", "tokenizer_check"},
-    "tokenizer_files": {"config", "chat_tokenizer", "tokenizer_check"},
+    "tokenizer_files": {"config", "chat_tokenizer", "checkpoint_fit", "tokenizer_check"},
     "recipe": {"config", "compression", "model_folder"},
     "ready_made": {
         "config", "workspace", "quiet", "checkpoint", "hub_source", "model_source", "compression",
