@@ -27,9 +27,12 @@ body:has(.stop-button) :is(.side-panel, .conversation button:not([aria-label*="o
 .side-panel { max-height: 80vh; overflow-y: auto !important; flex-wrap: nowrap !important; }
 /* On a phone they stand above the chat, which must stay in view. */
 @media (max-width: 768px) {
-  div.side-panel { max-height: 4.5rem; }
-  .conversation { height: 55vh !important; }
+  div.side-panel { max-height: 8rem; }
+  .conversation { height: 50vh !important; }
 }
+/* A wide table is scrolled, not broken within words. */
+.conversation table { display: block; overflow-x: auto; border: 0 !important; }
+.conversation :is(td, th) { overflow-wrap: normal; word-break: normal; }
 .heading h1 { margin: 0 !important; }
 .heading p { margin: 0 !important; }
 /* Gradio's subdued color is too light for small letters on white. */
@@ -69,7 +72,7 @@ JS = {
     "list": """() => [Object.keys(localStorage).filter(key => key.startsWith("llm-chatbot:")).flatMap(key => {
   try {
     const {messages, changed} = JSON.parse(localStorage.getItem(key));
-    return [{id: key.slice(12), title: messages[0].content.slice(0, 100), changed}];
+    return [{id: key.slice(12), title: messages[0].content.slice(0, 60), changed}];
   } catch { return [] }
 }).sort((one, other) => other.changed - one.changed)]""",
     # What was typed but not sent when the page had to load itself anew.
