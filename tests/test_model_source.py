@@ -187,7 +187,7 @@ def test_a_downloaded_model_needs_neither_the_hub_nor_free_disk_space(hub, fetch
 @pytest.mark.slow
 def test_a_dropped_connection_is_taken_up_where_it_ended(hub, fetch):
     # huggingface_hub keeps what has arrived in chunks of 10 MiB
-    hub.repos[REPO] = METADATA | {"model.safetensors": os.urandom(1 << 20) * 24}
+    hub.repos[REPO] = METADATA | {"model.safetensors": weights(os.urandom(1 << 20) * 24)}
     hub.faults["model.safetensors"] = ["drop"]
     outcome = fetch()
     assert outcome.error == ""
