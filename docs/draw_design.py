@@ -73,6 +73,7 @@ FLOORS = {
         "serving.security",
         "serving.endpoint",
         "serving.api",
+        "serving.replicas",
         "serving.cluster",
     ),
     "page": ("page_assets", "page_guard", "page_rendering", "page_steps", "chat_command", "chat_ui"),
