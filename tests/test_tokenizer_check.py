@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from openvino_tokenizers import convert_tokenizer
 from tokenizers import normalizers, pre_tokenizers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import conversion
 import tokenizer_check
@@ -130,6 +130,7 @@ def test_a_detokenizer_of_another_tokenizer_is_noticed(tmp_path):
 def test_a_mislabelled_tokenizer_is_written_as_it_was_published(mislabelled, tmp_path):
     output = tmp_path / "output"
     LLAMA.save_pretrained(output)
+    GenerationConfig(eos_token_id=2).save_pretrained(output)
     tokenizer_files.write_tokenizer(mislabelled, output, ModelConfig("test/model"))
     assert differences(open_tokenizer(mislabelled), open_tokenizer(output)) == []
     assert (output / "openvino_tokenizer.xml").is_file()
