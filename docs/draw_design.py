@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "design.svg"
 # Floors from the ground up, and modules from the ground up: each may import only what stands before it.
 FLOORS = {
-    "ground": ("config", "telemetry", "quiet", "workspace"),
+    "ground": ("config", "telemetry", "workspace", "quiet"),
     "source": (
         "checkpoint_files",
         "checkpoint_fit",
