@@ -1,7 +1,7 @@
 """The drawings of the notebook: what is on an axis, and in which colour.
 
-Knows matplotlib, numbers and titles. Refuses to know models, and to measure anything: whatever a drawing shows
-was computed in the cell that calls it.
+Knows matplotlib, numbers and titles. Refuses to know models, and to measure anything: whatever a drawing
+shows was computed in the cell that calls it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,7 @@ TOKEN_COLOURS = {
     "user": "#c5dcf5",
     "assistant": "#cdebd0",
     "special": "#f2b8b5",
+    "text": "#eef1f5",
 }
 LINE_WIDTH = 100  # characters
 

@@ -25,6 +25,7 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 CELLS = """() => jupyterapp.shell.currentWidget.content.widgets
     .filter(cell => cell.model.type === 'code')
     .map(cell => [cell.model.executionCount, cell.model.outputs.toJSON()])"""
+HAS_KERNEL = "() => jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
 ALL_DONE = """() => {
     const panel = jupyterapp.shell.currentWidget;
     const cells = panel.content.widgets.filter(cell => cell.model.type === 'code');
