@@ -6,6 +6,7 @@
 # make doctor             what this machine has, and which model suits it; needs nothing installed
 # make test, test-all     the quick tests with the notebook's run; all tests
 # make bench, bench-peers the measurements of benchmarks/; the same beside other programs
+# make bench-check       whether the start has become slower
 # make notebook           run the notebooks from top to bottom and save their outputs
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ ARGS ?=
 UV := $(shell command -v uv 2>/dev/null)
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
-.PHONY: install chat serve cluster doctor lab bench bench-peers test test-all notebook clean
+.PHONY: install chat serve cluster doctor lab bench bench-check bench-peers test test-all notebook clean
 
 install: .venv/installed
 
@@ -47,9 +48,15 @@ lab: install
 bench: install
 	$(BIN)/python -m benchmarks.decoding
 	$(BIN)/python -m benchmarks.conversation
+	$(BIN)/python -m benchmarks.engine_process
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.settings
 	$(BIN)/python -m benchmarks.mpt_decoding
+
+# What is slower than what was committed, by more than the spread of both runs.
+bench-check: install
+	$(BIN)/python -m benchmarks.start --save .bench-start.json
+	$(BIN)/python -m benchmarks.check benchmarks/start.json .bench-start.json
 
 # The same beside PyTorch, OpenVINO GenAI and llama.cpp, which is built in an environment of its own (10 minutes).
 bench-peers: install .venv-peers/installed
@@ -62,7 +69,7 @@ bench-peers: install .venv-peers/installed
 LLAMA_CPP_FLAGS ?= -DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF -DGGML_AMX_BF16=OFF
 .venv-peers/installed:
 	$(PYTHON) -m venv .venv-peers
-	CMAKE_ARGS="$(LLAMA_CPP_FLAGS)" .venv-peers/bin/python -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	CMAKE_ARGS="$(LLAMA_CPP_FLAGS)" .venv-peers/bin/python -m pip install --quiet --no-binary llama-cpp-python "llama-cpp-python[server]==0.3.36"
 	@touch $@
 
 # Two at a time, the longest first: most of the suite is single-threaded.

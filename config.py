@@ -239,6 +239,9 @@ SUPPORTED_MODELS: dict[str, ModelConfig] = {
     ),
     "qwen3-8b": ModelConfig("Qwen/Qwen3-8B", 8_190_735_360, 40960, "apache-2.0", sampling=QWEN_3),
     "glm-4-9b": ModelConfig("zai-org/GLM-4-9B-0414", 9_400_000_000, 32768, "mit", sampling=CAREFUL_SAMPLING),
+    "gpt-oss-20b": ModelConfig(
+        "openai/gpt-oss-20b", 20_900_000_000, 131072, "apache-2.0", sampling={"temperature": 1.0}
+    ),
     # Ready-made by OpenVINO's own page on the Hub, with 4-bit weights: nothing is left to convert.
     "qwen3-8b-int4": ModelConfig(
         "OpenVINO/Qwen3-8B-int4-ov", 8_190_735_360, 40960, "apache-2.0", sampling=QWEN_3

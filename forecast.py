@@ -14,24 +14,23 @@ from weight_sizes import DISK_SHARE, Weights, memory_for
 
 # The catalogue does not say how many layers a model has: they have 16 to 40.
 LAYERS = 30
-# Nor how large the embedding is, for which converting can take most memory: this share of the weights at most,
-# and so many numbers. These families have a vocabulary of more than 200,000 tokens.
+# Nor how large the embedding is, which can be what converting takes most memory for: at most this share of
+# the weights, and so many numbers. These families have a vocabulary of more than 200,000 tokens.
 LARGE_VOCABULARY = ("gemma-", "phi-4-")
 EMBEDDING = {True: (0.63, 0.68e9), False: (0.28, 0.4e9)}
 # A mixture of experts reads for one token only these of its weights.
 WEIGHTS_READ = {"gpt-oss-20b-int4": 3.6e9}
 FREE_LICENSES = ("apache-2.0", "mit")
-# Anonymous memory of a chat: so many bytes, and so many for each byte of weights. With short prompts it was
-# 1.0 GB for 0.1 GB of weights, 2.2 GB for 1.6 GB and 3.1 GB for 2.8 GB; the rest is for the KV cache.
-CHAT_BASE, CHAT_SHARE = 0.9e9, 1.0
+# Anonymous memory of the chat page: so many bytes, and so many for each byte of weights. Measured: 0.7 GB for
+# 0.14 GB of weights after a prompt of 2000 tokens, 2.1 GB for 1.6 GB and 2.9 GB for 2.8 GB after 400 tokens.
+CHAT_BASE, CHAT_SHARE = 0.6e9, 1.0
 # Tokens per second, twice what people read: 238 words a minute (Brysbaert, "How many words do we read per
 # minute?", 2019) of 1.3 tokens each. Long conversations are slower than what is forecast here.
 PLEASANT = 10
 LEGEND = """\
-Tokens per second to expect; "no": too little memory to run it; "not here": runs, but converting it takes more
-memory or disk than there is; copy the folder from a machine that has converted it; empty: comes ready-made at
-another precision. Gated: accept the licence
-on the model's page and log in with `hf auth login`."""
+Tokens per second to expect. "no": too little memory to run it. "not here": runs, but converting it takes more
+memory or disk than there is; copy the folder from a machine that has converted it. Empty: comes ready-made,
+at another precision. Gated: accept the licence on the model's page and log in with `hf auth login`."""
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,6 @@ class Process:
             self._popen.wait(5)
 
     def hang_up(self) -> None:
-        """Close the way to it, after which it ends. On Windows `kill` may have ended only what started it."""
+        """Close the way to it, after which it ends: on Windows `kill` may have ended only what started it."""
         with contextlib.suppress(OSError):
             self._popen.stdin.close()

@@ -31,10 +31,16 @@ class SchemaCheck:
         """Try a schema.
 
         Raises:
-            ValueError: it is no JSON, no schema, or needs what is not supported.
+            ValueError: it is no JSON, no schema, or needs what is not supported; or the tokenizer is missing.
         """
         if self._pipeline is None:
-            self._pipeline = empty_pipeline(self._tokenizer)
+            try:
+                vocabulary = self._tokenizer.get_vocab()
+            except RuntimeError as error:  # of folders without openvino_tokenizer.xml
+                raise ValueError(
+                    "No JSON schema can be followed: the model's folder has no tokenizer for OpenVINO GenAI."
+                ) from error
+            self._pipeline = empty_pipeline(self._tokenizer, max(vocabulary.values()) + 1)
         config = openvino_genai.GenerationConfig(
             max_new_tokens=1,
             structured_output_config=openvino_genai.StructuredOutputConfig(json_schema=schema),
@@ -49,8 +55,13 @@ class SchemaCheck:
             raise ValueError("This JSON schema cannot be followed: none of the model's tokens begins it.")
 
 
-def empty_pipeline(tokenizer: "openvino_genai.Tokenizer") -> "openvino_genai.LLMPipeline":
-    """A pipeline on a model whose logits are all alike, but for token 0, which is the last to be chosen."""
+def empty_pipeline(tokenizer: "openvino_genai.Tokenizer", size: int) -> "openvino_genai.LLMPipeline":
+    """A pipeline on a model whose logits are all alike, but for token 0, which is the last to be chosen.
+
+    Args:
+        tokenizer: of the model.
+        size: of its vocabulary.
+    """
     inputs, sums = [], []
     for name, kind, rank in (
         ("input_ids", np.int64, 2),
@@ -62,7 +73,6 @@ def empty_pipeline(tokenizer: "openvino_genai.Tokenizer") -> "openvino_genai.LLM
         sums.append(ops.reduce_sum(ops.convert(inputs[-1], "f32"), ops.constant(list(range(rank)))))
     # An input that nothing depends on would be left out of the compiled model.
     ids = ops.add(ops.add(ops.convert(inputs[0], "f32"), sums[1]), sums[2])
-    size = max(tokenizer.get_vocab().values()) + 1
     weights = np.zeros((1, 1, size), np.float32)
     weights[0, 0, 0] = -1
     logits = ops.multiply(ops.unsqueeze(ids, ops.constant(-1)), ops.constant(weights))

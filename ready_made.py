@@ -75,7 +75,8 @@ def _completed(folder: Path, revision: str, home: Path) -> Path:
         with written_whole(copy) as partial, quiet_libraries(), show_progress("Converting the tokenizer"):
             for file in folder.iterdir():
                 if file.is_file():
-                    (link_or_copy if file.suffix == ".bin" else shutil.copy2)(file, partial / file.name)
+                    large = file.name == "openvino_model.bin"  # the others may be written anew
+                    (link_or_copy if large else shutil.copy2)(file, partial / file.name)
             tokenizer = read_tokenizer(folder)
             tokenizer.save_pretrained(partial)
             write_tokenizer_ir(tokenizer, partial)

@@ -21,6 +21,7 @@ import telemetry
 
 telemetry.turn_off()
 
+from benchmarks.resident import resident
 from config import DEFAULT_MODEL
 from conversion import prepare_model
 from machine import memory_bandwidth, processor
@@ -86,9 +87,8 @@ class Contestant:
         self.firsts.append(result["first"])
         if long_prompt:
             self.long_firsts.append(self.ask(LONG, 1, 1)["first"])
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        anonymous, mapped = (int(status.split(name)[1].split()[0]) / 1e6 for name in ("RssAnon:", "RssFile:"))
-        self.memory = anonymous, mapped
+        anonymous, mapped, _ = resident(self.process.pid)
+        self.memory = anonymous / 1e9, mapped / 1e9
 
 
 def this_machine() -> str:

@@ -10,6 +10,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from docs.svg import area, card, path, text
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "design.svg"
 # Floors from the ground up, and modules from the ground up: each may import only what stands before it.
 FLOORS = {
-    "ground": ("config", "telemetry", "quiet", "workspace"),
+    "ground": ("config", "telemetry", "workspace", "quiet"),
     "source": (
         "checkpoint_files",
         "checkpoint_fit",
@@ -72,6 +73,7 @@ FLOORS = {
         "serving.security",
         "serving.endpoint",
         "serving.api",
+        "serving.replicas",
         "serving.cluster",
     ),
     "page": ("page_assets", "page_guard", "page_rendering", "page_steps", "chat_command", "chat_ui"),
@@ -139,7 +141,7 @@ def draw(files: dict[str, Path]) -> str:
     rooms = [module for module in ROOMS if module in files]
     row, top, left, right, bend = 22, 40, 46, 820, 12
     height = top + row * (len(rooms) + 1) + 48
-    width = right + 290
+    width = right + 350
     y = {module: top + row * (len(rooms) - number) for number, module in enumerate(rooms)}
     colour = {
         module: shade for shade, floor in zip(COLOURS, FLOORS.values(), strict=True) for module in floor
@@ -160,9 +162,10 @@ def draw(files: dict[str, Path]) -> str:
     arrows = find_arrows({module: files[module] for module in rooms})
     for arrow in sorted(arrows, key=lambda one: y[one.imported] - y[one.importer], reverse=True):
         start, end = y[arrow.importer] + 4, y[arrow.imported] - 3
-        reach = right + bend + 300 * (abs(end - start) / (row * len(rooms))) ** 0.7
+        reach = right + bend + 400 * (abs(end - start) / (row * len(rooms))) ** 0.7
         route = f"M{right + 1} {start} C{reach:.0f} {start} {reach:.0f} {end} {right + 3} {end}"
-        parts.append(path(route, colour[arrow.imported], dashes=DASHES[arrow.when], width=1.3))
+        width_of_line = 0.8 if arrow.imported in FLOORS["ground"] else 1.4  # everybody stands on the ground
+        parts.append(path(route, colour[arrow.imported], dashes=DASHES[arrow.when], width=width_of_line))
     for number, (when, dashes) in enumerate(DASHES.items()):
         x = 14 + 220 * number
         parts.append(path(f"M{x} {height - 24} h34", "ink", dashes=dashes))
@@ -171,9 +174,9 @@ def draw(files: dict[str, Path]) -> str:
 
 
 def _first_clause(file: Path) -> str:
-    """What a module says of itself, up to the first full stop."""
+    """What a module says of itself, up to the first full stop, if there is room."""
     line = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))).partition("\n")[0]
-    return line.partition(". ")[0].rstrip(".")
+    return shorten(line.partition(". ")[0].rstrip("."), 112, placeholder=" ...")
 
 
 def main() -> None:

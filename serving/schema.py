@@ -44,6 +44,10 @@ class ApiError(Exception):
         self.code = code
         self.retry_after = retry_after
 
+    def arguments(self) -> tuple:
+        """What makes the same error anew, in another process."""
+        return self.status, str(self), self.param, self.code, self.retry_after
+
     def body(self) -> dict[str, Any]:
         """The one shape of all errors."""
         kind = "invalid_request_error"
@@ -63,6 +67,7 @@ class ChatRequest:
     template_options: dict[str, Any]
     stream: bool
     include_usage: bool
+    user: str | None = None  # who asks, where the client tells
 
 
 def read_json(body: bytes) -> dict[str, Any]:
@@ -106,6 +111,7 @@ def read_request(fields: Mapping[str, Any], chat: Chat, names: Collection[str]) 
         template_options=_read_template_options(fields, chat.template_options),
         stream=stream,
         include_usage=_field(stream_options, "include_usage", bool, False),
+        user=_field(fields, "user", str, None),
     )
 
 

@@ -164,3 +164,38 @@ def _is_private(name: str) -> bool:
 )
 def test_private_names_are_found(text, names):
     assert list(private_names(text)) == names
+
+
+# What a room must not know, whatever lies below it: top-level names of modules.
+REFUSED = {
+    "config": set(ROOMS),
+    "workspace": {"config", "transformers", "openvino", "torch"},
+    "sampling": {"torch", "transformers", "openvino", *ROOMS},
+    "engine": {"tokenizers", "jinja2", "gradio", "torch", "transformers", "prompt", "chat"},
+    "prompt": {"gradio", "openvino", "torch", "engine"},
+    "chat": {"gradio", "openvino", "torch"},
+    "chat_ui": {"openvino", "torch", "transformers", "engine", "genai_engine", "conversion", "model_folder"},
+    "serving.endpoint": {"gradio", "openvino", "torch", "engine", "genai_engine", "conversion"},
+    "serving.client": {"gradio", "openvino", "torch", "engine", "genai_engine", "conversion"},
+}
+
+
+def imported(module: str) -> set[str]:
+    """The top-level names of what a module imports when it runs, wherever in it."""
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    for node in ast.walk(tree):  # what is for type checkers only is no import
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("module", REFUSED)
+def test_a_room_does_not_know_what_is_none_of_its_business(module):
+    assert not imported(module) & REFUSED[module] - {module}
+
+
+@pytest.mark.parametrize("module", ROOMS)
+def test_no_module_imports_benchmarks_or_tests(module):
+    assert not imported(module) & {"benchmarks", "tests"}

@@ -4,6 +4,7 @@ Each is a tiny random checkpoint, converted as any other, and compared in the ex
 tokens on a cache, beyond the window of its attention, on both engines, and after the cache was cut.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import conversion
 from config import SUPPORTED_MODELS, ModelConfig
@@ -147,6 +149,7 @@ FAMILIES = {
     "granite-3.3-8b-instruct": "granite",
     "qwen3-8b": "qwen3",
     "glm-4-9b": "glm4",
+    "gpt-oss-20b": "gpt_oss",
     "qwen3-8b-int4": "qwen3",
     "qwen3-14b-int4": "qwen3",
     "gpt-oss-20b-int4": "gpt_oss",
@@ -220,11 +223,47 @@ def test_settings_that_cannot_be_honoured_are_refused(settings, message):
 
 
 def test_weights_that_a_checkpoint_with_pictures_lacks_are_named(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     folder = make_tiny_architecture(tmp_path / "checkpoint", "gemma3")
     weights = load_file(folder / "model.safetensors")
     del weights["language_model.model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj"):
         conversion.export_fp16(folder, tmp_path / "model", ModelConfig(model_id="x"))
+
+
+@pytest.mark.slow
+def test_gpt_oss_as_it_is_published(tmp_path):
+    """Its experts are floats of 4 bits; transformers' own reading of them is the measure."""
+    from transformers import AutoModelForCausalLM, Mxfp4Config
+
+    checkpoint = make_tiny_architecture(tmp_path / "checkpoint", "gpt_oss")
+    quantize_experts(checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=torch.bfloat16, quantization_config=Mxfp4Config(dequantize=True)
+    )
+    expected = pytorch_logits(model.float().eval(), LONG)
+    folder = conversion.prepare_model(str(checkpoint), "FP16", tmp_path)
+    converted, _ = conversion.load_model(folder, ov_config=EXACT)
+    torch.testing.assert_close(converted(torch.tensor([LONG])).logits[0], expected, atol=CLOSE, rtol=0)
+
+
+def quantize_experts(folder: Path) -> None:
+    """Put random MXFP4 numbers in the place of the experts' matrices, named and laid out as on the Hub."""
+    weights = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name in [name for name in weights if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, columns, rows = weights.pop(name).shape
+        shape = (experts, rows, columns // 32)
+        weights[f"{name}_blocks"] = torch.randint(256, (*shape, 16), generator=generator, dtype=torch.uint8)
+        weights[f"{name}_scales"] = torch.randint(122, 126, shape, generator=generator, dtype=torch.uint8)
+    save_file(
+        {
+            name: weight.bfloat16() if weight.is_floating_point() else weight
+            for name, weight in weights.items()
+        },
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    settings = json.loads((folder / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (folder / "config.json").write_text(json.dumps(settings | {"dtype": "bfloat16"}))

@@ -1,8 +1,6 @@
 """The catalogue, its chat templates, and which module may import which."""
 
-import ast
 import dataclasses
-import graphlib
 import re
 from pathlib import Path
 
@@ -304,93 +302,6 @@ def test_a_hub_id_with_a_revision_keeps_its_entry_but_for_the_weights():
 @pytest.mark.parametrize("name", SUPPORTED_MODELS)
 def test_recommended_sampling_is_within_its_range(name):
     SamplingParams(**SUPPORTED_MODELS[name].sampling or {})
-
-
-# Which module may import which. What a module is not listed for, it must not import.
-
-ALLOWED = {
-    "telemetry": set(),
-    "config": set(),
-    "workspace": set(),
-    "quiet": set(),
-    "tuning": set(),
-    "sampling": set(),
-    "checkpoint_files": set(),
-    "checkpoint_fit": {"checkpoint_files"},
-    "weight_sizes": {"checkpoint_files"},
-    "dequantize": {"checkpoint_files"},
-    "checkpoint": {"checkpoint_files", "checkpoint_fit", "weight_sizes", "dequantize"},
-    "gguf_checkpoint": {"quiet"},
-    "hub_source": {"workspace", "checkpoint_files", "checkpoint"},
-    "wheel_source": {"config", "workspace", "checkpoint", "gguf_checkpoint"},
-    "model_source": {"config", "checkpoint_files", "checkpoint", "hub_source", "wheel_source"},
-    "plain_checkpoint": {
-        "workspace", "quiet", "checkpoint_files", "checkpoint_fit", "checkpoint", "dequantize",
-        "gguf_checkpoint", "model_source",
-    },
-    "compression": {"quiet", "workspace"},
-    "optimum_export": {"checkpoint"},
-    "mpt_forward": {"checkpoint"},
-    "mpt_converter": {"compression", "mpt_forward"},
-    "ov_mpt_model": set(),
-    "routes": {"optimum_export", "mpt_converter", "ov_mpt_model"},
-    "model_folder": {"workspace", "tuning", "sampling", "routes"},
-    "conversion": {
-        "config", "workspace", "quiet", "checkpoint", "model_source", "compression", "routes", "model_folder",
-    },
-    "graph_edits": set(),
-    "kv_cache": {"workspace", "tuning", "graph_edits"},
-    "engine": {"tuning", "sampling", "model_folder", "kv_cache"},
-    "prefix_ledger": set(),
-    "genai_schema": set(),
-    "genai_process": set(),
-    "genai_worker": {"telemetry", "tuning", "model_folder", "prefix_ledger", "genai_schema", "genai_process"},
-    "genai_engine": {"sampling", "model_folder", "engine", "genai_process"},
-    "thoughts": set(),
-    "text_stream": {"thoughts"},
-    "turn_guard": set(),
-    "prompt": {"thoughts", "turn_guard"},
-    "chat": {"config", "sampling", "engine", "prompt", "thoughts", "text_stream"},
-}  # fmt: skip
-MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
-OURS = {*MODULES, "benchmarks", "tests"}
-
-
-def our_imports(module: str, top_level_only: bool = False) -> set[str]:
-    """Which of our modules this one imports; "only for type checkers" counts as well."""
-    tree = ast.parse((ROOT / f"{module}.py").read_text(encoding="utf-8"))
-    names = set()
-    for node in tree.body if top_level_only else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names.add(node.module or "")
-    return {name.split(".")[0] for name in names} & OURS
-
-
-@pytest.mark.parametrize("module", ALLOWED)
-def test_a_module_imports_only_what_stands_before_it(module):
-    assert our_imports(module) <= ALLOWED[module]
-    assert ALLOWED[module] <= set(list(ALLOWED)[: list(ALLOWED).index(module)])
-
-
-def test_every_module_that_is_no_program_has_its_place():
-    programs = {"chat_ui", "run_notebook"}
-    assert set(MODULES) == ALLOWED.keys() | programs
-
-
-def test_the_page_knows_the_chat_and_nothing_below_it():
-    assert our_imports("chat_ui", top_level_only=True) == {"chat", "telemetry"}
-
-
-def test_imports_form_no_circle():
-    order = graphlib.TopologicalSorter({module: our_imports(module) for module in MODULES})
-    assert set(order.static_order()) >= {"config", "chat", "chat_ui"}  # raises CycleError on a circle
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_no_module_imports_benchmarks_or_tests(module):
-    assert not our_imports(module) & {"benchmarks", "tests"}
 
 
 def test_code_of_a_checkpoint_is_never_trusted():

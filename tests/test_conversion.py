@@ -29,16 +29,19 @@ from transformers import (
 )
 
 import conversion
+import hub_source
 import model_source
 import workspace
-from checkpoint import Weights, stored_dtype
+from checkpoint import Weights, look, stored_dtype
 from config import DEFAULT_MODEL, ModelConfig
 from conftest import EXACT, MODEL_FILES, NAMES
 from conversion import FOLDER_NAMES, load_model, prepare_model, prepare_models
 from fake_hub import FakeHub
-from model_folder import REQUIRED_FILES
+from hub_source import HubCheckpoint
+from model_folder import REQUIRED_FILES, model_folder
 from model_source import FoundCheckpoint
 from tiny_checkpoints import FAMILIES, make_tiny_checkpoint
+from tokenizer_files import write_tokenizer_ir
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,10 +51,11 @@ def instant_export(monkeypatch) -> list[str]:
     """Replaces the export by one that writes empty files; holds the names of the checkpoints exported."""
     exported = []
 
-    def export(checkpoint_folder: Path, output: Path, config: ModelConfig) -> None:
+    def export(checkpoint_folder: Path, output: Path, config: ModelConfig) -> dict:
         exported.append(checkpoint_folder.name)
         for name in REQUIRED_FILES:
             (output / name).touch()
+        return {"template": None, "eos_token_id": []}
 
     monkeypatch.setattr(conversion, "export_fp16", export)
     return exported
@@ -113,9 +117,6 @@ def test_folder_is_complete(converted, tiny_checkpoints, family, precision):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fp16_computes_what_pytorch_does(converted, tiny_checkpoints, family, prompt_tokens):
     reference = AutoModelForCausalLM.from_pretrained(tiny_checkpoints[family], dtype=torch.float32)
-    if family != "mpt":  # the IR keeps the frequencies of the rotary embedding as 16-bit numbers
-        rotary = reference.base_model.rotary_emb
-        rotary.inv_freq = rotary.inv_freq.half().float()
     ids = np.random.default_rng(0).integers(5, 300, size=(1, 40))
     with torch.inference_mode():
         expected = reference(torch.tensor(ids)).logits[0].numpy()
@@ -231,7 +232,9 @@ def smollm2_tokenizer(tmp_path_factory):
     """The default model's tokenizer, and a folder with its IR written by this version of the code."""
     folder = tmp_path_factory.mktemp("tokenizer")
     checkpoint = model_source.fetch_checkpoint(DEFAULT_MODEL)
-    conversion._save_tokenizer(AutoTokenizer.from_pretrained(checkpoint), folder)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.save_pretrained(folder)
+    write_tokenizer_ir(tokenizer, folder)
     return AutoTokenizer.from_pretrained(checkpoint), folder
 
 
@@ -300,10 +303,16 @@ def test_finding_a_finished_model_imports_no_heavy_library(converted, tiny_check
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_another_checkpoint_for_the_same_name_converts_again(tiny_checkpoints, tmp_path, instant_export):
-    for family in ("llama", "gpt_neox", "gpt_neox", "llama"):
+def test_another_checkpoint_for_the_same_name_has_a_folder_of_its_own(
+    tiny_checkpoints, tmp_path, instant_export
+):
+    folders = [
         prepare_model("llama-2-chat-7b", "FP16", tmp_path, tiny_checkpoints[family])
-    assert instant_export == ["llama", "gpt_neox", "llama"]
+        for family in ("llama", "gpt_neox", "gpt_neox", "llama")
+    ]
+    assert instant_export == ["llama", "gpt_neox"]
+    assert folders == [folders[0], folders[1], folders[1], folders[0]]
+    assert folders[0] != folders[1]
 
 
 def test_a_relative_path_is_another_checkpoint_in_another_folder(tmp_path, monkeypatch, instant_export):
@@ -390,8 +399,8 @@ def hub_cache(tmp_path, monkeypatch) -> Path:
     def unreachable(*_, **__):
         raise ConnectionError("out of reach in this test")
 
-    monkeypatch.setattr(model_source.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(model_source.HfApi, "model_info", unreachable)
+    monkeypatch.setattr(hub_source.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub_source.HfApi, "model_info", unreachable)
     return tmp_path / "hub"
 
 
@@ -412,10 +421,10 @@ def test_another_revision_of_a_hub_model_converts_again(
     assert len(instant_export) == 2
 
 
-def test_asking_for_another_revision_converts_again(tiny_checkpoints, tmp_path, hub_cache, instant_export):
+def test_every_revision_has_a_folder_of_its_own(tiny_checkpoints, tmp_path, hub_cache, instant_export):
     for commit in ("aaa", "bbb"):
         shutil.copytree(tiny_checkpoints["llama"], hub_cache / "models--someone--chatbot/snapshots" / commit)
-    for count, commit in enumerate(("aaa", "bbb", "aaa"), start=1):
+    for count, commit in ((1, "aaa"), (2, "bbb"), (2, "aaa")):
         for _ in range(2):
             checkpoint = f"someone/chatbot@{commit}"
             folder = prepare_model("llama-2-chat-7b", "FP16", tmp_path / "models", checkpoint)
@@ -428,9 +437,11 @@ def test_a_folder_says_which_copy_it_was_made_from_where_the_hub_does_not_delive
     tiny_checkpoints, tmp_path, monkeypatch, instant_export
 ):
     whole = tiny_checkpoints["llama"]
-    newest = FoundCheckpoint(whole, "newest", weight_bytes=1000, missing_bytes=1000, hub_id="someone/chatbot")
+    coming = HubCheckpoint(look(whole), "newest", {"model.safetensors": 1000}, ("model.safetensors",))
+    newest = FoundCheckpoint("someone/chatbot", look(whole), "newest", coming)
+    older = FoundCheckpoint("someone/chatbot", look(whole), "older")
     monkeypatch.setattr(conversion, "find_checkpoint", lambda _: newest)
-    monkeypatch.setattr(conversion, "fetch_weights", lambda _: FoundCheckpoint(whole, "older"))
+    monkeypatch.setattr(conversion, "fetch_weights", lambda _: older)
     for _ in range(2):
         folder = prepare_model("someone/chatbot", "FP16", tmp_path)
         assert json.loads((folder / "conversion.json").read_text())["revision"] == "older"
@@ -441,11 +452,16 @@ def test_several_precisions_need_one_export_and_equal_those_made_alone(
     converted, tiny_checkpoints, tmp_path, monkeypatch
 ):
     exports, export = [], conversion.export_fp16
-    monkeypatch.setattr(conversion, "export_fp16", lambda *arguments: exports.append(export(*arguments)))
+
+    def counted(*arguments):
+        exports.append(export(*arguments))
+        return exports[-1]
+
+    monkeypatch.setattr(conversion, "export_fp16", counted)
     folders = prepare_models(NAMES["mpt"], ("INT8", "INT4"), tmp_path, tiny_checkpoints["mpt"])
     assert len(exports) == 1
     assert list(folders) == ["INT8", "INT4"]
-    assert visible_names(tmp_path / NAMES["mpt"]) == ["INT4_compressed_weights", "INT8_compressed_weights"]
+    assert visible_names(folders["INT8"].parent) == ["INT4_compressed_weights", "INT8_compressed_weights"]
     for precision, folder in folders.items():
         assert differences(folder, converted("mpt", precision)) == []
 
@@ -487,7 +503,7 @@ def test_a_folder_with_an_unreadable_manifest_is_made_anew(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["_save_tokenizer", "compress_weights"])
+@pytest.mark.parametrize("step", ["write_tokenizer", "compress_weights"])
 def test_after_ctrl_c_nothing_is_left_and_the_next_call_succeeds(tiny_checkpoints, tmp_path, step):
     def interrupted(*arguments, **options):
         original(*arguments, **options)
@@ -498,7 +514,8 @@ def test_after_ctrl_c_nothing_is_left_and_the_next_call_succeeds(tiny_checkpoint
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(conversion, step, interrupted)
         prepare_model(*arguments)
-    assert visible_names(tmp_path / "red-pajama-3b-chat") == []
+    home = model_folder("red-pajama-3b-chat", "INT8", tmp_path, tiny_checkpoints["gpt_neox"]).parent
+    assert visible_names(home) == []
     folder = prepare_model(*arguments)
     assert visible_names(folder.parent) == ["INT8_compressed_weights"]  # and not the FP16 step in between
     assert set(visible_names(folder)) >= MODEL_FILES
@@ -510,14 +527,14 @@ def test_after_a_kill_nothing_looks_finished_and_the_next_call_clears_up(tiny_ch
 import os, signal, sys
 import conversion
 # The weights are written by then.
-conversion._save_tokenizer = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+conversion.write_tokenizer = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 conversion.prepare_model(*sys.argv[1:])
 """
     arguments = ("llama-2-chat-7b", "INT8", tmp_path, tiny_checkpoints["llama"])
     process = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, capture_output=True, check=False
     )
-    parent = tmp_path / "llama-2-chat-7b"
+    parent = model_folder("llama-2-chat-7b", "INT8", tmp_path, tiny_checkpoints["llama"]).parent
     assert process.returncode == -signal.SIGKILL
     assert list(parent.rglob("openvino_model.bin")) != []
     assert not (parent / "INT8_compressed_weights").exists()
@@ -534,14 +551,15 @@ def test_leftovers_of_a_killed_process_are_cleared_up(tiny_checkpoints, tmp_path
     arguments = ("llama-2-chat-7b", "FP16", tmp_path, tiny_checkpoints["llama"])
     if finished:
         prepare_model(*arguments)
+    home = model_folder("llama-2-chat-7b", "FP16", tmp_path, tiny_checkpoints["llama"]).parent
     for name in ("tmpabc.partial", "INT8_compressed_weights.partial"):
-        (tmp_path / "llama-2-chat-7b" / name).mkdir(parents=True)
-    with workspace.exclusive(tmp_path / "llama-2-chat-7b"):
+        (home / name).mkdir(parents=True)
+    with workspace.exclusive(home):
         if finished:  # whoever holds the lock may be writing them
             prepare_model(*arguments)
-            assert len(visible_names(tmp_path / "llama-2-chat-7b")) == 3
+            assert len(visible_names(home)) == 3
     prepare_model(*arguments)
-    assert visible_names(tmp_path / "llama-2-chat-7b") == ["FP16"]
+    assert visible_names(home) == ["FP16"]
 
 
 FORKS = """
@@ -582,7 +600,7 @@ def test_killed_at_any_moment_the_next_run_goes_on_and_nothing_half_made_looks_f
         return parent.stdout.readline().strip()
 
     def folder_of(models_dir: Path) -> Path:
-        return models_dir / "llama-2-chat-7b/INT8_compressed_weights"
+        return model_folder("llama-2-chat-7b", "INT8", models_dir, tiny_checkpoints["llama"])
 
     rng = random.Random(0)
     disturbed = tmp_path / "disturbed"
@@ -606,7 +624,7 @@ def test_killed_at_any_moment_the_next_run_goes_on_and_nothing_half_made_looks_f
         both = tmp_path / "both"
         assert run("never", both, both) == "0 0"
         assert differences(folder_of(both), undisturbed) == []
-        assert visible_names(both / "llama-2-chat-7b") == ["INT8_compressed_weights"]
+        assert visible_names(folder_of(both).parent) == ["INT8_compressed_weights"]
         parent.stdin.close()
 
 

@@ -2,9 +2,11 @@
 
 import gc
 import json
+import shutil
 import threading
 import time
 from itertools import islice, pairwise
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +41,12 @@ def engine(folders) -> GenAIEngine:
 @pytest.fixture(scope="module")
 def optimum(folders) -> OptimumEngine:
     return OptimumEngine(conversion.load_model(folders["llama"], ov_config=EXACT)[0])
+
+
+def copy(folder: Path, to: Path, without: str) -> Path:
+    """A converted folder without some files, and without the manifest that would miss them."""
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns(without, "conversion.json"))
+    return to
 
 
 def is_idle(engine: GenAIEngine) -> bool:
@@ -101,14 +109,14 @@ def test_requests_run_together_in_one_thread(engine):
     assert [list(tokens) for tokens in zip(*together, strict=True)] == alone
 
 
-def test_end_tokens_do_not_end_the_engine(engine):
-    tokens = list(
-        engine.generate(
-            [2], SamplingParams(temperature=2, repetition_penalty=1.1, max_new_tokens=400, seed=0)
-        )
-    )
-    assert len(tokens) == 400
-    assert 2 in tokens[:-1]
+def test_end_tokens_do_not_end_the_engine(engine, folders, tmp_path):
+    tokens = list(engine.generate(PROMPT, GREEDY))
+    other = copy(folders["llama"], tmp_path / "other", without="generation_config.json")
+    (other / "generation_config.json").write_text(json.dumps({"eos_token_id": tokens[5]}))
+    ending = GenAIEngine(other, ov_config=EXACT)
+    assert ending.end_ids == {tokens[5]}
+    assert list(ending.generate(PROMPT, GREEDY)) == tokens
+    ending.close()
 
 
 def test_a_seed_repeats_and_others_differ(engine):
@@ -286,6 +294,18 @@ def test_a_reply_satisfies_a_json_schema_and_ends(folders):
     assert tokens.pop() in neox.end_ids
     assert json.loads(tokenizer.decode(tokens)) in ("yes", "no")
     neox.close()
+
+
+def test_a_folder_without_openvinos_tokenizer_serves_all_but_schemas(folders, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(
+        folders["llama"], bare, ignore=shutil.ignore_patterns("openvino_*tokenizer.*", "conversion.json")
+    )
+    engine = GenAIEngine(bare)
+    assert len(list(engine.generate(PROMPT, GREEDY))) == 40
+    with pytest.raises(ValueError, match="has no tokenizer for OpenVINO GenAI"):
+        list(engine.generate(PROMPT, SamplingParams(json_schema="{}")))
+    engine.close()
 
 
 @pytest.mark.parametrize(

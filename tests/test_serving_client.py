@@ -2,9 +2,13 @@
 
 import gc
 import json
+import socket
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -208,7 +212,7 @@ def test_refused_messages_are_a_value_error_in_the_servers_words():
 def test_model_that_fails():
     with remote(FakeChat([RuntimeError("x")])) as model:
         stream = model.stream(HELLO)
-        with pytest.raises(RuntimeError, match="The model failed"):
+        with pytest.raises(ConnectionError, match="The model failed"):
             list(stream)
         assert stream.stats.finish_reason == "error"
 
@@ -249,7 +253,7 @@ def test_answer_that_has_not_begun_is_asked_for_once_more():
 
 def test_thought_that_breaks_off_is_not_resumed():
     chat = FakeChat(failing_once(Delta("Hm", is_thought=True)))
-    with remote(chat) as model, pytest.raises(RuntimeError, match="The model failed"):
+    with remote(chat) as model, pytest.raises(ConnectionError, match="The model failed"):
         model.generate(HELLO)
     assert len(chat.asked) == 1
 
@@ -259,14 +263,14 @@ def test_answer_is_asked_for_no_third_time():
     with remote(chat) as model:
         stream = model.stream(HELLO)
         assert [next(stream), next(stream)] == ["one ", "one "]
-        with pytest.raises(RuntimeError, match="The model failed"):
+        with pytest.raises(ConnectionError, match="The model failed"):
             next(stream)
     assert len(chat.asked) == 2
 
 
 def test_full_queue():
     full = Response('{"error": {"message": "All places are taken."}}', 429)
-    told = pytest.raises(RuntimeError, match="places are taken")
+    told = pytest.raises(ConnectionError, match="places are taken")
     with stranger(lambda _: full) as url, closing(RemoteChatModel(url)) as model, told:
         model.generate(HELLO)
 
@@ -275,7 +279,7 @@ def test_server_that_breaks_off():
     with stranger(lambda _: events(chunk("one"))) as url, closing(RemoteChatModel(url)) as model:
         stream = model.stream(HELLO)
         assert next(stream) == "one"
-        with pytest.raises(RuntimeError, match="broke off"):
+        with pytest.raises(ConnectionError, match="broke off"):
             next(stream)
         assert stream.stats.finish_reason == "error"
 
@@ -375,3 +379,48 @@ def test_errors_of_another_shape():
     told = pytest.raises(ValueError, match="Too long")
     with stranger(lambda _: refused) as url, closing(RemoteChatModel(url)) as model, told:
         model.generate(HELLO)
+
+
+PEERS = Path(__file__).parent.parent / ".venv-peers"  # see `make bench-peers`
+
+
+@pytest.fixture(scope="module")
+def llama_cpp() -> Iterator[str]:
+    """The address of llama-cpp-python's server, which runs in an environment of its own."""
+    python, model = PEERS / "bin" / "python", PEERS / "gguf" / "Q4_1.gguf"
+    found = python.exists() and model.exists()
+    if not found or subprocess.run([python, "-c", "import llama_cpp.server"], check=False).returncode:
+        pytest.skip("llama-cpp-python is not installed: make bench-peers")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = [python, "-m", "llama_cpp.server", "--model", model, "--port", port, "--n_ctx", "1024"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.terminate()
+
+
+@pytest.mark.slow
+def test_llama_cpp_python(llama_cpp):
+    for _ in range(120):  # until it has loaded the model
+        with suppress(ConnectionError):
+            model = RemoteChatModel(llama_cpp)
+            break
+        time.sleep(0.5)
+    with closing(model):
+        sampling = SamplingParams(temperature=0, max_new_tokens=40, logprobs=1)
+        stream = model.stream(HELLO, sampling)
+        text = "".join(stream)
+        assert text.startswith("Hello")
+        assert "".join(token.text for token in stream.logprobs) == text
+        assert stream.stats.new_tokens > 1
+        stopped = SamplingParams(temperature=0, stop=(text[5:9],))
+        assert model.generate(HELLO, stopped) == text[:5]
+        stream = model.stream(HELLO, SamplingParams(max_new_tokens=500, top_k=20, seed=1))
+        next(stream)
+        stream.close()
+        assert list(stream) == []
+        with pytest.raises(ConnectionError, match="broke off"):  # its way to refuse too long a question
+            model.generate([{"role": "user", "content": "Hello " * 2000}])
+        assert model.generate(HELLO, SamplingParams(temperature=0, max_new_tokens=40)) == text
