@@ -77,6 +77,7 @@ FLOORS = {
         "serving.cluster",
     ),
     "page": ("page_assets", "page_guard", "page_rendering", "page_steps", "chat_command", "chat_ui"),
+    "lesson": ("lesson_order", "lesson_plots"),
     "doctor": ("machine", "forecast", "doctor"),
 }
 ROOMS = tuple(module for floor in FLOORS.values() for module in floor)
