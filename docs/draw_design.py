@@ -82,7 +82,7 @@ FLOORS = {
 }
 ROOMS = tuple(module for floor in FLOORS.values() for module in floor)
 NO_ROOMS = ("run_notebook",)  # a tool for the notebook, imported by nobody
-COLOURS = ("grey", "blue", "violet", "orange", "green", "blue", "violet", "orange")  # of the floors
+COLOURS = ("grey", "blue", "violet", "orange", "green", "blue", "violet", "orange", "grey")  # of the floors
 
 WHEN_LOADED, LATER, FOR_TYPES = "when loaded", "later, inside a function", "for type hints only"
 DASHES = {WHEN_LOADED: "", LATER: "6 4", FOR_TYPES: "1.5 4"}
