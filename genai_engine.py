@@ -128,6 +128,14 @@ class GenAIEngine:
         """Compute a prefix that prompts are going to begin with, and keep it in the cache."""
         list(self.generate(ids, SamplingParams(temperature=0, max_new_tokens=1)))
 
+    @property
+    def silent(self) -> float:
+        """Seconds for which nothing has come from the process, though it has something to compute.
+
+        While it computes it lets one hear from it every second, or after each step where that takes longer.
+        """
+        return self._desk.silent
+
     def close(self) -> None:
         """End the process; requests end with a RuntimeError. Harmless the second time."""
         self._stop()
@@ -156,10 +164,16 @@ class _Desk:
         self._pending: deque[_Order] = deque()
         self._running: dict[int, _Order] = {}
         self._closed = self._finished = False
+        self._heard = time.monotonic()  # when something came from the process, or went to an idle one
         self._process: Process | None = Process(settings)
         self.cache_tokens = self._process.cache_tokens
         self._read_from(self._process)
         threading.Thread(target=self._work, name="GenAIEngine", daemon=True).start()
+
+    @property
+    def silent(self) -> float:
+        """See `GenAIEngine`."""
+        return time.monotonic() - self._heard if self._running else 0.0
 
     def add(self, order: _Order) -> None:
         """Hand in an order."""
@@ -229,6 +243,8 @@ class _Desk:
                     order.arrived.put(error)
                     continue
                 self._read_from(self._process)
+            if not self._running:
+                self._heard = time.monotonic()
             self._running[order.request.number] = order
             order.waiting, order.waited = False, time.perf_counter() - order.handed_in
             self._process.send(order.request)
@@ -239,6 +255,7 @@ class _Desk:
     def _read(self, process: Process) -> None:
         """Hand out what a process sends, until it has ended."""
         while not isinstance(message := process.receive(), Failure):
+            self._heard = time.monotonic()
             for news in message:
                 self._hand_out(news)
         process.kill()

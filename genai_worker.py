@@ -16,6 +16,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from array import array
 from collections import deque
 from collections.abc import Callable
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 # On two cores so many take about as long as three tokens of a reply; see `benchmarks.engine_process`. Those
 # of running replies count as well.
 PREFILL_CHUNK = 32
-LARGEST_GAP = 1.0  # seconds between two looks for the parent
+LARGEST_GAP = 1.0  # seconds between two looks for the parent, and two signs of life within a long prompt
 
 
 @dataclass(eq=False)
@@ -205,6 +206,7 @@ def serve(batch: Batch, commands: queue.SimpleQueue, send: Callable[[list[News]]
         send: takes what is new after each step.
         parent: its process id. What a dead one wrote to may be open still, in a fork of it.
     """
+    told = time.monotonic()
     while os.getppid() == parent:
         while not (batch.busy and commands.empty()):
             try:
@@ -216,8 +218,11 @@ def serve(batch: Batch, commands: queue.SimpleQueue, send: Callable[[list[News]]
             answer = batch.cancel(command) if isinstance(command, int) else batch.add(command)
             if answer:
                 send([answer])
-        if batch.busy and (news := batch.step()):
-            send(news)
+        if batch.busy:
+            news, now = batch.step(), time.monotonic()
+            if news or now - told > LARGEST_GAP:  # no news is a sign of life
+                send(news)
+                told = now
 
 
 def load(settings: Settings) -> tuple[Batch, Ready]:

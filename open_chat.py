@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from config import DEFAULT_MODEL, get_model_config
 from sampling import OPTIONS, SamplingParams
@@ -65,16 +65,19 @@ def add_model_options(parser: argparse.ArgumentParser, engine: str) -> None:
             )
 
 
-def open_chat(options: argparse.Namespace, in_background: bool = False) -> "ChatModel":
+def open_chat(
+    options: argparse.Namespace, in_background: bool = False, ov_config: dict[str, Any] | None = None
+) -> "ChatModel":
     """The chat that the options of `add_model_options` describe; converted first if need be.
 
     Args:
-        in_background: see `chat_on_folder`.
+        in_background, ov_config: see `chat_on_folder`.
 
     Raises:
         OSError, ValueError: in words for whoever typed the command.
     """
     import conversion
+    from model_folder import precision_of
 
     if options.engine == "genai" and find_spec("openvino_genai") is None:
         raise ValueError(
@@ -84,8 +87,9 @@ def open_chat(options: argparse.Namespace, in_background: bool = False) -> "Chat
     SamplingParams(**given)  # a bad value is told before any work
     models_dir = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR", "models")).expanduser()
     folder = conversion.prepare_model(options.model, options.precision, models_dir, options.checkpoint)
+    precision = precision_of(folder)  # its own, where it was converted by others
     chat = chat_on_folder(
-        folder, options.model, options.precision, options.device, options.engine, in_background
+        folder, options.model, precision, options.device, options.engine, in_background, ov_config
     )
     chat.defaults = replace(chat.defaults, **given)
     return chat
@@ -98,6 +102,7 @@ def chat_on_folder(
     device: str = "CPU",
     engine: str = "optimum",
     in_background: bool = False,
+    ov_config: dict[str, Any] | None = None,
 ) -> "ChatModel":
     """A chat on a converted folder.
 
@@ -108,6 +113,7 @@ def chat_on_folder(
         engine: "optimum" or "genai".
         in_background: return while the engine is still being made, in a thread; who asks meanwhile waits.
             `wait_for` waits for it too.
+        ov_config: properties for OpenVINO that go before the fastest ones.
 
     Raises:
         OSError, ValueError: see `model_folder.check_folder`; or OpenVINO cannot run the model.
@@ -123,7 +129,7 @@ def chat_on_folder(
 
     def make() -> "Engine":
         try:
-            return _engine_class(engine)(folder, device)
+            return _engine_class(engine)(folder, device, ov_config)
         except RuntimeError as error:  # all that OpenVINO raises, in its own words
             raise ValueError(
                 f"OpenVINO cannot run {model} at {precision} on {device}: {str(error).strip()}\n"
@@ -145,7 +151,7 @@ def wait_for(chat: "ChatModel") -> None:
     chat.engine.result()
 
 
-def _engine_class(engine: str) -> "Callable[[Path, str], Engine]":
+def _engine_class(engine: str) -> "Callable[[Path, str, dict[str, Any] | None], Engine]":
     if engine == "genai":
         from genai_engine import GenAIEngine
 

@@ -30,6 +30,8 @@ body:has(.stop-button) :is(.side-panel, .conversation button:not([aria-label*="o
   div.side-panel { max-height: 8rem; }
   .conversation { height: 50vh !important; }
 }
+/* Gradio now and then takes the end of a stopped answer for an error, and covers the conversation with it. */
+.conversation [data-testid="status-tracker"]:has(.clear-status) { display: none !important; }
 /* A wide table is scrolled, not broken within words. */
 .conversation table { display: block; overflow-x: auto; border: 0 !important; }
 .conversation :is(td, th) { overflow-wrap: normal; word-break: normal; }

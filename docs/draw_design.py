@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "design.svg"
 # Floors from the ground up, and modules from the ground up: each may import only what stands before it.
 FLOORS = {
-    "ground": ("config", "telemetry", "quiet", "workspace"),
+    "ground": ("config", "telemetry", "workspace", "quiet"),
     "source": (
         "checkpoint_files",
         "checkpoint_fit",
@@ -73,6 +73,7 @@ FLOORS = {
         "serving.security",
         "serving.endpoint",
         "serving.api",
+        "serving.replicas",
         "serving.cluster",
     ),
     "page": ("page_assets", "page_guard", "page_rendering", "page_steps", "chat_command", "chat_ui"),

@@ -8,9 +8,10 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
+from typing import Protocol
 
 from chat import Chat, Delta, ReplyStats, ReplyStream, TokenLogprob
 from serving.schema import ApiError, ChatRequest
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 
 WAITING = 16  # requests that may wait for a place
 RETRY_AFTER = 5  # seconds that a client is told to wait where no more may
+
+Ended = Callable[[str, ReplyStats | None], None]  # how an answer ended, and its stats if it has begun
 
 
 class Places:
@@ -51,6 +54,62 @@ class Places:
         self._free.release()
 
 
+class OpenAnswer(Protocol):
+    """What an endpoint uses of an answer: `Answer`, or one that is computed elsewhere.
+
+    logprobs: of the tokens since the piece before, once `begin` or `next` has returned.
+    stats: what it cost, once it is over.
+    """
+
+    logprobs: list[TokenLogprob]
+    stats: ReplyStats
+
+    async def begin(self) -> Delta | None:
+        """The first piece, once there is a place; None where the answer is empty. Raises ApiError."""
+
+    async def next(self) -> Delta | None:
+        """The next piece, None after the last one. Raises ApiError."""
+
+    def close(self) -> None:
+        """Stop the model, if it is still at it."""
+
+
+class Answers(Protocol):
+    """Where an endpoint gets its answers: `AnswersHere`, or elsewhere.
+
+    running: how many are computed; waiting: how many wait for a place.
+    """
+
+    running: int
+    waiting: int
+
+    def open(self, chat: Chat, request: ChatRequest, headers: Mapping[str, str], ended: Ended) -> OpenAnswer:
+        """An answer, not begun yet; for `ended` see `Answer`. The headers are those of the request."""
+
+
+class AnswersHere:
+    """Answers of a chat in this process, `chat.max_requests` at a time."""
+
+    def __init__(self):
+        self._places: Places | None = None
+
+    @property
+    def running(self) -> int:
+        """See `Answers`."""
+        return self._places.running if self._places else 0
+
+    @property
+    def waiting(self) -> int:
+        """See `Answers`."""
+        return self._places.waiting if self._places else 0
+
+    def open(self, chat: Chat, request: ChatRequest, headers: Mapping[str, str], ended: Ended) -> "Answer":
+        """See `Answers`."""
+        if self._places is None:
+            self._places = Places(chat.max_requests)
+        return Answer(chat, request, self._places, ended)
+
+
 class Answer:
     """One answer, from the request to its last word. Whoever holds it calls `close`, whatever happens.
 
@@ -70,7 +129,7 @@ class Answer:
         chat: Chat,
         request: ChatRequest,
         places: Places,
-        ended: Callable[[str, ReplyStats | None], None],
+        ended: Ended,
     ):
         self._chat = chat
         self._request = request

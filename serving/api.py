@@ -33,6 +33,33 @@ def main(arguments: list[str] | None = None) -> None:
     """Serve a model to other programs, as OpenAI's chat completions."""
     parser = argparse.ArgumentParser(prog="python -m serving.api", description=main.__doc__)
     add_model_options(parser, engine="genai")
+    add_server_options(parser)
+    options = parser.parse_args(arguments)
+    telemetry.turn_off()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        listener = socket.create_server((options.host, options.port), family=family)
+    except OSError as error:
+        sys.exit(
+            f"Error: {options.host} port {options.port} is taken or not ours ({error}). Try --port 8001."
+        )
+    warn_if_open(options)
+    loading: Future[Chat] = Future()
+    app = build_app(
+        loading,
+        name=name_of(options.model),
+        api_key=options.api_key,
+        hosts={*own_names(options.host), *options.allow_host},
+        cors=options.cors,
+    )
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"http://{host}:{listener.getsockname()[1]}/v1"
+    serve(app, listener, lambda: open_chat(options), loading, address)
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """Let a command choose where it listens and who may ask."""
     parser.add_argument("--host", default="127.0.0.1", help="(default: %(default)s: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
     parser.add_argument(
@@ -56,33 +83,21 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="ORIGIN",
         help="an origin (https://example.org) whose pages may ask; may be repeated",
     )
-    options = parser.parse_args(arguments)
-    telemetry.turn_off()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
-        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-        listener = socket.create_server((options.host, options.port), family=family)
-    except OSError as error:
-        sys.exit(
-            f"Error: {options.host} port {options.port} is taken or not ours ({error}). Try --port 8001."
-        )
+
+
+def warn_if_open(options: argparse.Namespace) -> None:
+    """Say so where other machines can ask without a key."""
     if not options.api_key and not is_loopback(options.host):
         print(
             "Warning: whoever reaches this machine can use the model. Set LLM_CHATBOT_API_KEY to a secret, "
             "or listen on 127.0.0.1.",
             file=sys.stderr,
         )
-    loading: Future[Chat] = Future()
-    app = build_app(
-        loading,
-        name=None if Path(options.model).expanduser().is_dir() else options.model,
-        api_key=options.api_key,
-        hosts={*own_names(options.host), *options.allow_host},
-        cors=options.cors,
-    )
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"http://{host}:{listener.getsockname()[1]}/v1"
-    serve(app, listener, lambda: open_chat(options), loading, address)
+
+
+def name_of(model: str) -> str | None:
+    """What clients call a model; None leaves that to its chat, where it is a folder."""
+    return None if Path(model).expanduser().is_dir() else model
 
 
 def make_server(app: FastAPI) -> uvicorn.Server:

@@ -19,7 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from chat import Chat, Delta
-from serving.answers import Answer, Places
+from serving.answers import Answers, AnswersHere, OpenAnswer
 from serving.metrics import Metrics
 from serving.schema import ApiError, ChatRequest, read_json, read_request
 from serving.security import BODY_LIMIT, Guard, error_response, read_body
@@ -35,6 +35,7 @@ def build_app(
     *,
     hosts: Collection[str] = (),
     cors: Collection[str] = (),
+    answers: Answers | None = None,
     body_limit: int = BODY_LIMIT,
 ) -> FastAPI:
     """The endpoint, to be served by itself or mounted in another application.
@@ -46,10 +47,11 @@ def build_app(
         api_key: needed for everything but /health; None lets everybody in.
         hosts: the names by which clients may call the server, see `security.Guard`.
         cors: origins ("https://example.org") whose pages may ask; without any, browsers refuse all.
+        answers: where the answers come from; None has `chat_model` give them, in this process.
         body_limit: the largest body of a request, in bytes.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    endpoint = Endpoint(chat_model, name, body_limit)
+    endpoint = Endpoint(chat_model, name, answers or AnswersHere(), body_limit)
     app.add_api_route("/health", endpoint.health, methods=["GET"])
     app.add_api_route("/metrics", endpoint.metrics, methods=["GET"])
     app.add_api_route("/v1/models", endpoint.models, methods=["GET"])
@@ -77,7 +79,9 @@ def from_http(error: HTTPException) -> ApiError:
 class Endpoint:
     """The routes, and what they share."""
 
-    def __init__(self, chat_model: "Chat | Future[Chat]", name: str | None, body_limit: int):
+    def __init__(
+        self, chat_model: "Chat | Future[Chat]", name: str | None, answers: Answers, body_limit: int
+    ):
         if isinstance(chat_model, Future):
             self._chat = chat_model
         else:
@@ -86,11 +90,8 @@ class Endpoint:
         self._name = name
         self._body_limit = body_limit
         self._created = int(time.time())
-        self._places: Places | None = None
-        self._metrics = Metrics(
-            running=lambda: self._places.running if self._places else 0,
-            waiting=lambda: self._places.waiting if self._places else 0,
-        )
+        self._answers = answers
+        self._metrics = Metrics(running=lambda: answers.running, waiting=lambda: answers.waiting)
 
     def chat(self) -> Chat:
         """The chat.
@@ -100,10 +101,7 @@ class Endpoint:
         """
         if not self._chat.done():
             raise ApiError(503, "The model is being loaded.", code="loading", retry_after=5)
-        chat = self._chat.result()
-        if self._places is None:
-            self._places = Places(chat.max_requests)
-        return chat
+        return self._chat.result()
 
     async def health(self) -> Response:
         """Whether questions can be asked."""
@@ -143,7 +141,7 @@ class Endpoint:
         except ApiError:
             self._metrics.count("invalid")
             raise
-        answer = Answer(chat, request, self._places, self._metrics.count)
+        answer = self._answers.open(chat, request, http.headers, self._metrics.count)
         envelope = Envelope(name, request.include_usage)
         try:
             # The status is sent with the first piece: what goes wrong before has a status of its own.
@@ -161,7 +159,7 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, content: AsyncIterator[bytes], answer: Answer):
+    def __init__(self, content: AsyncIterator[bytes], answer: OpenAnswer):
         super().__init__(content, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._answer = answer
 
@@ -196,7 +194,7 @@ async def client_gone(http: Request) -> None:
         pass
 
 
-async def whole(answer: Answer, delta: Delta | None, request: ChatRequest, envelope: Envelope) -> dict:
+async def whole(answer: OpenAnswer, delta: Delta | None, request: ChatRequest, envelope: Envelope) -> dict:
     """The answer in one piece, from its first delta on."""
     pieces, logprobs = {False: [], True: []}, [*answer.logprobs]
     while delta is not None:
@@ -209,7 +207,7 @@ async def whole(answer: Answer, delta: Delta | None, request: ChatRequest, envel
 
 
 async def events(
-    answer: Answer, delta: Delta | None, request: ChatRequest, envelope: Envelope
+    answer: OpenAnswer, delta: Delta | None, request: ChatRequest, envelope: Envelope
 ) -> AsyncIterator[bytes]:
     """The answer as server-sent events, from its first piece on."""
     wanted = request.sampling.logprobs is not None

@@ -4,6 +4,7 @@ Knows the fields of a request. Refuses to know HTTP servers, threads and models:
 is told by `sampling.OPTIONS` and by the chat itself.
 """
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -44,6 +45,10 @@ class ApiError(Exception):
         self.code = code
         self.retry_after = retry_after
 
+    def arguments(self) -> tuple:
+        """What makes the same error anew, in another process."""
+        return self.status, str(self), self.param, self.code, self.retry_after
+
     def body(self) -> dict[str, Any]:
         """The one shape of all errors."""
         kind = "invalid_request_error"
@@ -63,6 +68,14 @@ class ChatRequest:
     template_options: dict[str, Any]
     stream: bool
     include_usage: bool
+    user: str | None = None  # who asks, where the client tells
+
+    def beginning(self) -> str:
+        """A name for how it begins, up to the first question: all requests of a conversation have it."""
+        roles = [message["role"] for message in self.messages]
+        first = self.messages[: roles.index("user") + 1] if "user" in roles else self.messages[:1]
+        turns = [(message["role"], message["content"]) for message in first]
+        return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
 
 
 def read_json(body: bytes) -> dict[str, Any]:
@@ -106,6 +119,7 @@ def read_request(fields: Mapping[str, Any], chat: Chat, names: Collection[str]) 
         template_options=_read_template_options(fields, chat.template_options),
         stream=stream,
         include_usage=_field(stream_options, "include_usage", bool, False),
+        user=_field(fields, "user", str, None),
     )
 
 

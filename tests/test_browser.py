@@ -600,3 +600,14 @@ def test_page_has_a_dark_mode(fake_page, fake_model, open_window, tmp_path):
 def brightness(color: str) -> float:
     red, green, blue = map(float, re.findall(r"[\d.]+", color)[:3])
     return (red + green + blue) / 3
+
+
+def test_stopped_answers_are_never_covered_by_an_error(fake_page, fake_model, open_window):
+    fake_model.answer = endless
+    window = open_window(fake_page[1])
+    for number in range(5):
+        window.send(f"question {number}")
+        window.stop_button.click()
+        window.wait_for_rest()
+        expect(window.page.locator(".conversation .clear-status").locator("visible=true")).to_have_count(0)
+        window.questions.last.click(timeout=5000)  # nothing lies over it

@@ -1,0 +1,300 @@
+"""What runs on a cluster, as two deployments of Ray Serve, and the way of an answer from one to the other.
+
+Ingresses read requests and write answers, with the code of the endpoint; engines compute. Ray Serve places,
+routes, scales and restarts both. Knows handles, and which conversation goes where. Refuses to know the
+command line, how Ray is started, and HTTP.
+"""
+
+import argparse
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.config import RequestRouterConfig
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+import telemetry
+from chat import Chat, Delta, ReplyStats, TokenLogprob
+from genai_engine import GenAIEngine
+from open_chat import open_chat
+from sampling import SamplingParams
+from serving.answers import RETRY_AFTER, WAITING, Answer, Ended, Places
+from serving.endpoint import build_app
+from serving.schema import ApiError, ChatRequest
+from serving.security import own_names
+
+DRAIN = 30  # seconds that running answers get to finish when their replica is to go
+HUNG_AFTER = 120.0  # seconds of silence; a step computes 32 tokens at most
+ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+LONGEST_LOOK = 0.1  # seconds between two looks whether a full replica has a place again
+
+
+@dataclass(frozen=True)
+class About:
+    """What an ingress knows of the engines' chat: a `Chat` without its methods."""
+
+    name: str
+    description: str
+    system_prompt: str | None
+    max_context: int | None
+    defaults: SamplingParams
+    max_requests: int
+    template_options: dict[str, tuple]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What an engine sends of an answer; the last piece has the stats, or the arguments of an ApiError."""
+
+    delta: Delta | None
+    logprobs: list[TokenLogprob]
+    stats: ReplyStats | None = None
+    error: tuple | None = None
+
+
+class Engine:
+    """A chat with a process of its own, on whatever machine Ray Serve puts it.
+
+    Args:
+        options: of `open_chat.add_model_options`. The folder is prepared where the replica runs; replicas on
+            one machine wait for the first of them.
+        replicas: how many there may be, for the description.
+    """
+
+    def __init__(self, options: argparse.Namespace, replicas: int):
+        telemetry.turn_off()
+        # Ray sets OMP_NUM_THREADS only, and otherwise OpenVINO takes all cores for each replica.
+        cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+        threads = str(max(1, int(cores)))
+        self._chat = open_chat(options, ov_config={"INFERENCE_NUM_THREADS": threads})
+        self._places = Places(self._chat.max_requests)
+        self._replicas = replicas
+
+    async def about(self) -> About:
+        """What an ingress has to know of the chat."""
+        chat = self._chat
+        return About(
+            name=chat.name,
+            description=f"{chat.description}, up to {self._replicas} replicas",
+            system_prompt=chat.system_prompt,
+            max_context=chat.max_context,
+            defaults=chat.defaults,
+            max_requests=chat.max_requests * self._replicas,
+            template_options=dict(chat.template_options),
+        )
+
+    async def answer(self, request: ChatRequest) -> AsyncIterator[Piece]:
+        """An answer, piece by piece; Ray Serve ends it where nobody wants it any more."""
+        answer = Answer(self._chat, request, self._places, lambda *_: None)
+        try:
+            delta = await answer.begin()
+            while delta is not None:
+                yield Piece(delta, answer.logprobs)
+                delta = await answer.next()
+            yield Piece(None, answer.logprobs, answer.stats)
+        except ApiError as error:
+            yield Piece(None, [], error=error.arguments())
+        finally:
+            answer.close()
+
+    async def check_health(self) -> None:
+        """Called by Ray Serve, which replaces a replica that raises three times in a row.
+
+        Raises:
+            RuntimeError: the engine hangs.
+        """
+        silent = self._chat.engine.result().silent
+        if silent > HUNG_AFTER:
+            raise RuntimeError(f"The engine has been silent for {silent:.0f} seconds, with work to do.")
+
+    def __del__(self):
+        self._chat.close()
+
+
+@serve.ingress()
+class Ingress:
+    """The endpoint, whose answers come from the engines."""
+
+    def __init__(self, engines: DeploymentHandle, name: str | None, options: argparse.Namespace):
+        self._engines = engines
+        self._name = name
+        self._options = options
+        self._about: Future[Chat] = Future()
+        self._asking = asyncio.create_task(self._ask())
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """The application; the name is Ray Serve's, see `serve.ingress`."""
+        options = self._options
+        return build_app(
+            self._about,
+            name=self._name,
+            api_key=options.api_key,
+            hosts={*own_names(options.host), *options.allow_host},
+            cors=options.cors,
+            answers=ClusterAnswers(self._engines),
+        )
+
+    async def _ask(self) -> None:
+        """Learn of the chat, as soon as an engine is there."""
+        while not self._about.done():
+            try:
+                self._about.set_result(await self._engines.about.remote())
+            except (RayError, RayServeException):  # that one is gone; another will be there
+                await asyncio.sleep(1)
+
+
+class ClusterAnswers:
+    """`Answers` of whichever engine Ray Serve's router chooses."""
+
+    def __init__(self, engines: DeploymentHandle):
+        self._engines = engines.options(method_name="answer", stream=True)
+        self.running = 0
+        self.waiting = 0
+
+    def open(
+        self, chat: Chat, request: ChatRequest, headers: Mapping[str, str], ended: Ended
+    ) -> "ClusterAnswer":
+        """See `serving.answers.Answers`."""
+        engines = self._engines.options(session_id=conversation_key(request, headers))
+        return ClusterAnswer(engines, request, self, ended)
+
+
+class ClusterAnswer:
+    """One answer of an engine elsewhere; an `OpenAnswer`."""
+
+    def __init__(self, engines: DeploymentHandle, request: ChatRequest, tally: ClusterAnswers, ended: Ended):
+        self._tally = tally
+        self._ended = ended
+        self._begun = self._over = False
+        self._came = time.perf_counter()
+        self._first: float | None = None
+        self.logprobs: list[TokenLogprob] = []
+        self.stats = ReplyStats(prompt_tokens=0)
+        tally.waiting += 1
+        self._pieces = engines.remote(request)
+
+    async def begin(self) -> Delta | None:
+        """See `OpenAnswer`.
+
+        Raises:
+            ApiError: 429, too many wait; otherwise see `next`.
+        """
+        try:
+            delta = await self.next()
+        except BackPressureError:
+            self._finish("queue_full")
+            message = f"All replicas are busy and enough requests wait. Ask again in {RETRY_AFTER} seconds."
+            raise ApiError(429, message, code="queue_full", retry_after=RETRY_AFTER) from None
+        self._first = time.perf_counter() - self._came
+        if not self._over:
+            self._begun = True
+            self._tally.waiting -= 1
+            self._tally.running += 1
+        return delta
+
+    async def next(self) -> Delta | None:
+        """See `OpenAnswer`.
+
+        Raises:
+            ApiError: what the engine says; or 503, its replica is gone.
+        """
+        try:
+            piece = await anext(self._pieces)
+        except BackPressureError:
+            raise
+        except (RayError, RayServeException, StopAsyncIteration) as error:
+            self._finish("error")
+            message = "The replica that computed this answer is gone. Ask again: others are there."
+            raise ApiError(503, message, code="replica_gone", retry_after=1) from error
+        self.logprobs = piece.logprobs
+        if piece.error:
+            error = ApiError(*piece.error)
+            self._finish("invalid" if error.status == 400 else "error")
+            raise error
+        if piece.stats:
+            self.stats = self._with_our_time(piece.stats)
+            self._finish(self.stats.finish_reason or "error", self.stats)
+        return piece.delta
+
+    def close(self) -> None:
+        """See `OpenAnswer`."""
+        if not self._over:
+            self._pieces.cancel()
+            self._finish("cancelled")
+
+    def _with_our_time(self, stats: ReplyStats) -> ReplyStats:
+        """The engine's stats, with the time that the request waited for a place at one."""
+        if stats.time_to_first_token is None or self._first is None:
+            return stats
+        before = max(0.0, self._first - stats.time_to_first_token)
+        return replace(stats, waited=stats.waited + before, time_to_first_token=self._first)
+
+    def _finish(self, outcome: str, stats: ReplyStats | None = None) -> None:
+        if self._over:
+            return
+        self._over = True
+        if self._begun:
+            self._tally.running -= 1
+        else:
+            self._tally.waiting -= 1
+        self._ended(outcome, stats)
+
+
+def conversation_key(request: ChatRequest, headers: Mapping[str, str]) -> str:
+    """What stays the same in a conversation, so that all of it goes to the replica that has it in its cache.
+
+    It is the header x-session-id, or else the field "user", or else how the conversation begins.
+    """
+    return headers.get("x-session-id") or request.user or request.beginning()
+
+
+def application(
+    options: argparse.Namespace, name: str | None, cpus: float, ingresses: int = 1
+) -> serve.Application:
+    """All of it, for `serve.run`.
+
+    Args:
+        options: of `serving.cluster`.
+        name: what clients call the model; None takes the chat's own name.
+        cpus: for each engine.
+        ingresses: how many of them.
+    """
+    most = options.max_replicas or options.replicas
+    per_replica = GenAIEngine.max_requests
+    number: dict[str, Any] = {"num_replicas": options.replicas}
+    if options.max_replicas:
+        number = {
+            "autoscaling_config": {
+                "min_replicas": options.min_replicas,
+                "max_replicas": options.max_replicas,
+                "target_ongoing_requests": per_replica / 2,
+            }
+        }
+    engines = serve.deployment(
+        Engine,
+        name="Engine",
+        ray_actor_options={"num_cpus": cpus},
+        max_ongoing_requests=per_replica,
+        max_queued_requests=WAITING * most,
+        graceful_shutdown_timeout_s=DRAIN,
+        max_constructor_retry_count=2,
+        request_router_config=RequestRouterConfig(request_router_class=ROUTER, max_backoff_s=LONGEST_LOOK),
+        **number,
+    )
+    ingress = serve.deployment(
+        Ingress,
+        name="Ingress",
+        num_replicas=ingresses,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=10_000,  # engines are what is short
+        graceful_shutdown_timeout_s=DRAIN,
+    )
+    return ingress.bind(engines.bind(options, most), name, options)
