@@ -80,7 +80,7 @@ FLOORS = {
     "doctor": ("machine", "forecast", "doctor"),
 }
 ROOMS = tuple(module for floor in FLOORS.values() for module in floor)
-NO_ROOMS = ("run_notebook",)  # a tool for the notebook, imported by nobody
+NO_ROOMS = ("run_notebook", "lesson_order", "lesson_plots")  # the notebook's own, imported by no module
 COLOURS = ("grey", "blue", "violet", "orange", "green", "blue", "violet", "orange")  # of the floors
 
 WHEN_LOADED, LATER, FOR_TYPES = "when loaded", "later, inside a function", "for type hints only"
