@@ -221,7 +221,7 @@ def test_advanced_options_take_effect(window, real_model):
     asked = len(real_model.asked)
     window.press("Retry")
     wait_until_asked(window, real_model, asked + 1)
-    assert window.answers.inner_text() == first
+    expect(window.answers).to_have_text(first)
 
     window.set_option("Max new tokens", 5)
     before = real_model.engine.count
