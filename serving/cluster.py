@@ -105,7 +105,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def start_ray() -> None:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine alone."""
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine alone.
+
+    Raises:
+        SystemExit: Ray does not start; in words.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here goes before the engines
     alone = not os.environ.get("RAY_ADDRESS")
@@ -117,7 +121,13 @@ def start_ray() -> None:
     import ray
 
     own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE} if alone else {}
-    ray.init(logging_level="WARNING", log_to_driver=False, **own)
+    try:
+        ray.init(logging_level="WARNING", log_to_driver=False, **own)
+    except Exception as error:  # Ray has no class of its own for this
+        sys.exit(
+            f"Error: Ray does not start ({error}) On a busy machine it gives up after 15 seconds: try again. "
+            "Its logs are in /tmp/ray/session_latest/logs."
+        )
 
 
 def on_this_cluster(options: argparse.Namespace) -> "serve.Application":

@@ -130,18 +130,30 @@ def ray_is_there():
 
 
 def started(*words: str) -> subprocess.Popen:
-    """The command on the default model; when it returns, the cluster is loading."""
+    """The command on the default model; when it returns, the cluster is loading.
+
+    On a busy machine Ray gives up after 15 seconds of starting; then it is told to once more.
+    """
+    for _ in range(3):
+        process = begun(*words)
+        if line := process.stdout.readline():
+            process.address = re.search(r"http://\S+", line)[0]
+            return process
+        process.wait(DEADLINE)
+    pytest.fail("The command ended before it loaded a model, three times.")
+
+
+def begun(*words: str) -> subprocess.Popen:
+    """The command, as a process."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", "serving.cluster", "--port", port, "--api-key", KEY, *words],
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parent.parent,
         env=os.environ | {"LLM_CHATBOT_MODELS_DIR": str(MODELS_DIR)},
     )
-    process.address = re.search(r"http://\S+", process.stdout.readline())[0]
-    return process
 
 
 def ended(process: subprocess.Popen) -> None:
@@ -179,7 +191,7 @@ def engines(process: subprocess.Popen) -> list[psutil.Process]:
     return [child for child in family if ENGINE in " ".join(child.cmdline())]
 
 
-def last_event(process: subprocess.Popen, text: str, begun: threading.Barrier | None = None) -> str:
+def last_event(process: subprocess.Popen, text: str, begun: threading.Barrier | None) -> str:
     """How a long streamed answer ends: the last line that came.
 
     begun: passed when the first words are there.
