@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
         serve.run(on_this_cluster(options), name=APPLICATION)
         print(f"Ready at {address}", flush=True)
         told.wait()
-        serve.shutdown()
+        serve.delete(APPLICATION)  # ends when all answers have, at the latest after `replicas.DRAIN`
     except (ValueError, RuntimeError) as error:  # the latter where an engine does not start
         sys.exit(f"Error: {error}")
     finally:
@@ -107,18 +107,16 @@ def main(arguments: list[str] | None = None) -> None:
 def start_ray() -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    alone = not os.environ.get("RAY_ADDRESS")
+    if alone:
+        # What Ray does on macOS and Windows anyway: its own processes listen on 127.0.0.1 only.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
     import ray
 
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level="WARNING", log_to_driver=False)
-    else:
-        ray.init(
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE,
-            logging_level="WARNING",
-            log_to_driver=False,
-        )
+    own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE} if alone else {}
+    ray.init(logging_level="WARNING", log_to_driver=False, **own)
 
 
 def on_this_cluster(options: argparse.Namespace) -> "serve.Application":

@@ -7,8 +7,6 @@ command line, how Ray is started, and HTTP.
 
 import argparse
 import asyncio
-import hashlib
-import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Future
@@ -253,15 +251,9 @@ class ClusterAnswer:
 def conversation_key(request: ChatRequest, headers: Mapping[str, str]) -> str:
     """What stays the same in a conversation, so that all of it goes to the replica that has it in its cache.
 
-    It is the header x-session-id, or else the field "user", or else how the conversation begins: all
-    up to the first question.
+    It is the header x-session-id, or else the field "user", or else how the conversation begins.
     """
-    if told := headers.get("x-session-id") or request.user:
-        return told
-    roles = [message["role"] for message in request.messages]
-    beginning = request.messages[: roles.index("user") + 1] if "user" in roles else request.messages[:1]
-    turns = [(message["role"], message["content"]) for message in beginning]
-    return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
+    return headers.get("x-session-id") or request.user or request.beginning()
 
 
 def application(

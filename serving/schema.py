@@ -4,6 +4,7 @@ Knows the fields of a request. Refuses to know HTTP servers, threads and models:
 is told by `sampling.OPTIONS` and by the chat itself.
 """
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -68,6 +69,13 @@ class ChatRequest:
     stream: bool
     include_usage: bool
     user: str | None = None  # who asks, where the client tells
+
+    def beginning(self) -> str:
+        """A name for how it begins, up to the first question: all requests of a conversation have it."""
+        roles = [message["role"] for message in self.messages]
+        first = self.messages[: roles.index("user") + 1] if "user" in roles else self.messages[:1]
+        turns = [(message["role"], message["content"]) for message in first]
+        return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
 
 
 def read_json(body: bytes) -> dict[str, Any]:

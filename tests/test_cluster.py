@@ -1,0 +1,339 @@
+"""The command for clusters, and what clients see of two replicas on this machine, one of which is killed."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from conftest import MODELS_DIR
+from sampling import SamplingParams
+from serving import cluster
+from serving.client import RemoteChatModel
+from serving.schema import ChatRequest
+
+KEY = "a secret"
+NAME = "smollm2-135m-instruct"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
+GREEDY = {"model": NAME, "temperature": 0, "max_tokens": 24}
+DEADLINE = 180  # seconds after which a test gives up; Ray is slow on a busy machine
+
+
+def question(text: str) -> list[dict]:
+    return [{"role": "user", "content": text}]
+
+
+def request(*contents: str, system: str | None = None) -> ChatRequest:
+    """Of a conversation whose user and assistant say this in turn."""
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    for index, content in enumerate(contents):
+        messages.append({"role": "assistant" if index % 2 else "user", "content": content})
+    return ChatRequest(messages, SamplingParams(), {}, stream=False, include_usage=False)
+
+
+# The command line
+
+
+def test_one_replica_unless_told_otherwise():
+    options = cluster.parsed([])
+    assert (options.replicas, options.max_replicas, options.host) == (1, None, "127.0.0.1")
+
+
+def test_autoscaling_begins_with_one():
+    options = cluster.parsed(["--max-replicas", "4"])
+    assert (options.replicas, options.min_replicas, options.max_replicas) == (None, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--engine", "optimum"], "genai"),
+        (["--replicas", "0"], "at least 1"),
+        (["--replicas", "2", "--max-replicas", "3"], "Either"),
+        (["--min-replicas", "2"], "needs --max-replicas"),
+        (["--min-replicas", "3", "--max-replicas", "2"], "at most"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(words, complaint, capsys):
+    with pytest.raises(SystemExit):
+        cluster.parsed(words)
+    assert complaint in capsys.readouterr().err
+
+
+def test_without_ray_the_way_out_is_told(monkeypatch):
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=re.escape("requirements-cluster.txt")):
+        cluster.main([])
+
+
+def test_a_port_that_is_taken_is_told():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        with pytest.raises(SystemExit, match=f"port {port} is taken"):
+            cluster.main(["--port", port]) if find_spec("ray") else pytest.skip("needs Ray Serve")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "replicas", "each"),
+    [([2.0], 1, 2), ([2.0], 2, 1), ([8.0, 4.0], 3, 4), ([8.0, 4.0], 4, 2), ([5.0], 2, 2)],
+)
+def test_processors_are_shared_among_the_replicas(nodes, replicas, each):
+    assert cluster.cpus_each(nodes, replicas) == each
+
+
+def test_more_replicas_than_processors_are_refused():
+    with pytest.raises(ValueError, match=r"3 replicas .* has 2"):
+        cluster.cpus_each([2.0], 3)
+
+
+def test_a_file_for_serve_deploy_has_the_options_of_the_command(monkeypatch):
+    monkeypatch.setattr(cluster, "on_this_cluster", lambda options: options)
+    options = cluster.build({"replicas": 2, "precision": "INT4", "allow_host": ["a", "b"]})
+    assert (options.replicas, options.precision, options.allow_host) == (2, "INT4", ["a", "b"])
+
+
+# Where a conversation goes
+
+
+def test_a_conversation_keeps_its_name():
+    assert request("Hello").beginning() == request("Hello", "Hi", "And now?").beginning()
+
+
+@pytest.mark.parametrize("other", [request("Hallo"), request("Hello", system="Be brief.")])
+def test_other_conversations_have_other_names(other):
+    assert other.beginning() != request("Hello").beginning()
+
+
+# With Ray
+
+
+@pytest.fixture(scope="module")
+def ray_is_there():
+    if find_spec("ray") is None:
+        reason = "needs Ray Serve: python -m pip install -r requirements-cluster.txt -c constraints.txt"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+
+
+def started(*words: str) -> subprocess.Popen:
+    """The command on the default model; when it returns, the cluster is loading."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serving.cluster", "--port", port, "--api-key", KEY, *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"LLM_CHATBOT_MODELS_DIR": str(MODELS_DIR)},
+    )
+    process.address = re.search(r"http://\S+", process.stdout.readline())[0]
+    return process
+
+
+def ended(process: subprocess.Popen) -> None:
+    """End the command, and whatever of its Ray is left."""
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.terminate()
+    try:
+        process.wait(DEADLINE)
+    finally:
+        for child in [process, *family]:
+            child.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def two(ray_is_there, smollm2_folder) -> Iterator[subprocess.Popen]:
+    process = started("--replicas", "2")
+    try:
+        assert process.stdout.readline() == f"Ready at {process.address}\n"
+        yield process
+    finally:
+        ended(process)
+
+
+@pytest.fixture
+def client(two):
+    with openai.OpenAI(base_url=two.address, api_key=KEY, max_retries=0, timeout=DEADLINE) as client:
+        yield client
+
+
+def engines(process: subprocess.Popen) -> list[psutil.Process]:
+    """The engines' replicas among the command's processes."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in family if child.cmdline()[:1] == ["ray::ServeReplica:chat:Engine"]]
+
+
+def last_event(process: subprocess.Popen, text: str, begun: threading.Barrier | None = None) -> str:
+    """How a long streamed answer ends: the last line that came.
+
+    begun: passed when the first words are there.
+    """
+    body = GREEDY | {"messages": question(text), "stream": True, "max_tokens": 400}
+    last = ""
+    with httpx.stream(
+        "POST", f"{process.address}/chat/completions", json=body, headers=HEADERS, timeout=DEADLINE
+    ) as response:
+        for line in response.iter_lines():
+            if begun and '"content":"' in line and '"content":""' not in line:
+                begun.wait(DEADLINE)
+                begun = None
+            last = line or last
+    return last
+
+
+@pytest.mark.slow
+def test_streamed_and_whole_answers_are_the_same(client):
+    ask = question("What is rain?")
+    whole = client.chat.completions.create(messages=ask, **GREEDY)
+    parts = client.chat.completions.create(messages=ask, stream=True, **GREEDY)
+    text = "".join(part.choices[0].delta.content or "" for part in parts)
+    assert text == whole.choices[0].message.content
+    assert whole.choices[0].finish_reason == "length"
+    assert whole.usage.completion_tokens == 24
+
+
+@pytest.mark.slow
+def test_conversations_find_their_caches(client):
+    for number in range(6):  # by chance, all would in one of 64 cases
+        ask = question(f"Tell me a long story about {number} dogs, each of which has a name of its own.")
+        first = client.chat.completions.create(messages=ask, **GREEDY)
+        reply = {"role": "assistant", "content": first.choices[0].message.content}
+        second = client.chat.completions.create(messages=[*ask, reply, *question("And then?")], **GREEDY)
+        whole_blocks = (first.usage.prompt_tokens + 23) // 32 * 32
+        assert second.usage.prompt_tokens_details.cached_tokens >= whole_blocks
+
+
+@pytest.mark.slow
+def test_errors_have_the_one_shape(two):
+    def ask(headers: dict, **body):
+        return httpx.post(f"{two.address}/chat/completions", json=body, headers=headers, timeout=DEADLINE)
+
+    answers = {
+        401: ask({}, messages=question("Hello")),
+        400: ask(HEADERS, messages=None),
+        404: ask(HEADERS, model="another", messages=question("Hello")),
+    }
+    for status, answer in answers.items():
+        assert answer.status_code == status
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.slow
+def test_what_the_engine_refuses_is_a_bad_request(client):
+    with pytest.raises(openai.BadRequestError, match="room for"):
+        client.chat.completions.create(messages=question("one two three four " * 5000), **GREEDY)
+
+
+@pytest.mark.slow
+def test_too_many_questions_are_told_to_come_back(two):
+    refused, enough = [], threading.Event()
+
+    def ask(number: int) -> None:
+        body = GREEDY | {"messages": question(f"Story {number}"), "stream": True, "max_tokens": 1000}
+        body["user"] = str(number)
+        url = f"{two.address}/chat/completions"
+        with httpx.stream("POST", url, json=body, headers=HEADERS, timeout=DEADLINE) as response:
+            if response.status_code == 429:
+                refused.append((response.headers["retry-after"], json.loads(response.read())))
+                enough.set()
+            enough.wait(DEADLINE)
+
+    with ThreadPoolExecutor(70) as pool:  # 2 * 16 are computed, 32 wait
+        list(pool.map(ask, range(70)))
+    after, body = refused[0]
+    assert int(after) > 0
+    assert body["error"]["code"] == "queue_full"
+
+
+@pytest.mark.slow
+def test_killed_replica_breaks_its_own_answers_off_and_no_others(two, client):
+    before = engines(two)
+    assert len(before) == 2
+    begun = threading.Barrier(17)
+    with ThreadPoolExecutor(16) as pool:
+        lasts = [pool.submit(last_event, two, f"A long story, number {n}.", begun) for n in range(16)]
+        begun.wait(DEADLINE)
+        before[0].kill()
+        answer = client.chat.completions.create(messages=question("Still there?"), **GREEDY)
+        ends = [last.result() for last in lasts]
+    assert answer.choices[0].message.content
+    broken = [end for end in ends if end != "data: [DONE]"]
+    assert 0 < len(broken) < 16
+    assert {json.loads(end.removeprefix("data: "))["error"]["code"] for end in broken} == {"replica_gone"}
+
+
+def wait_for_two_engines(process: subprocess.Popen) -> list[psutil.Process]:
+    deadline = time.monotonic() + DEADLINE
+    while len(found := engines(process)) != 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return found
+
+
+@pytest.mark.slow
+def test_remote_chat_goes_on_with_an_answer_whose_replica_was_killed(two):
+    with closing(RemoteChatModel(two.address, api_key=KEY)) as chat:
+        sampling = SamplingParams(temperature=0, max_new_tokens=60)
+        ask = question("Write a long story about a walk in the rain.")
+        expected = chat.generate(ask, sampling)
+        for _ in range(2):  # whichever of the two has it
+            stream = chat.stream(ask, sampling)
+            text = next(stream)
+            one, other = wait_for_two_engines(two)
+            # The busy one: both work for nobody else.
+            times = [sum(p.cpu_times()[:2]) for e in (one, other) for p in e.children(recursive=True)]
+            del times
+            one.kill()
+            text += "".join(stream)
+            assert text == expected
+            if stream.stats.resumed:
+                return
+        pytest.fail("Neither of the two replicas had the answer.")
+
+
+@pytest.mark.slow
+def test_being_told_to_end_lets_answers_finish(ray_is_there, smollm2_folder):
+    process = started()
+    try:
+        assert process.stdout.readline() == f"Ready at {process.address}\n"
+        begun = threading.Barrier(2)
+        with ThreadPoolExecutor(1) as pool:
+            last = pool.submit(last_event, process, "A long story.", begun)
+            begun.wait(DEADLINE)
+            process.send_signal(signal.SIGTERM)
+            assert last.result() == "data: [DONE]"
+        assert process.wait(DEADLINE) == 0
+    finally:
+        ended(process)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("silent", "hangs"), [(0.0, False), (10_000.0, True)])
+def test_a_hung_engine_is_not_healthy(ray_is_there, silent, hangs):
+    import asyncio
+
+    from serving.replicas import Engine
+
+    replica = Engine.__new__(Engine)
+    made = SimpleNamespace(silent=silent)
+    replica._chat = SimpleNamespace(engine=SimpleNamespace(result=lambda: made), close=lambda: None)
+    if hangs:
+        with pytest.raises(RuntimeError, match="silent"):
+            asyncio.run(replica.check_health())
+    else:
+        asyncio.run(replica.check_health())
