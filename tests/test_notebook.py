@@ -67,7 +67,7 @@ def test_notebook_runs_for_other_families(model, family, tiny_checkpoints, tmp_p
     monkeypatch.setenv("LLM_CHATBOT_CHECKPOINT", str(tiny_checkpoints[family]))
     monkeypatch.setenv("LLM_CHATBOT_MODELS_DIR", str(tmp_path))
     run(read())
-    folders = [folder for home in tmp_path.iterdir() for folder in home.iterdir()]
+    folders = [folder for home in tmp_path.iterdir() if home.is_dir() for folder in home.iterdir()]
     assert sorted(folder.name for folder in folders if not folder.name.startswith(".")) == [
         "FP16",
         "INT4_compressed_weights",
