@@ -89,6 +89,32 @@ def test_solutions_run():
     run(read(SOLUTIONS))
 
 
+def names(sources, context) -> set[str]:
+    """The names that code makes (ast.Store) or uses (ast.Load)."""
+    found = set()
+    for source in sources:
+        for node in ast.walk(ast.parse(re.sub(r"^(\s*)%.*$", r"\1pass", source, flags=re.MULTILINE))):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, context):
+                found.add(node.id)
+            elif context is ast.Store and isinstance(node, ast.FunctionDef | ast.ClassDef | ast.alias):
+                found.add(node.name)
+            elif context is ast.Store and isinstance(node, ast.arg):
+                found.add(node.arg)
+    return found
+
+
+def test_no_name_that_is_used_later_is_made_in_optional_sections_only():
+    parts = numbered(read())
+    optional = names([source for number in OPTIONAL for source in code(parts[number])], ast.Store)
+    others = [
+        source
+        for title, cells in sections(read()).items()
+        if not title.startswith(tuple(f"{number}." for number in OPTIONAL))
+        for source in code(cells)
+    ]
+    assert names(others, ast.Load) & optional <= names(others, ast.Store)
+
+
 def test_optional_sections_say_so():
     for number in OPTIONAL:
         assert "can be skipped" in prose(numbered(read())[number])
