@@ -49,6 +49,7 @@ class GenAIEngine:
         max_context: how many tokens prompt and reply may have together: what the model allows and the cache
             of `CACHE_GIGABYTES` holds.
         end_ids: what the model's generation config calls the end of a sequence; not acted upon here.
+        cache_tokens: how many tokens the cache holds, of all requests together.
         max_requests: how many requests are computed at the same time; others wait.
         defaults: how the model's publisher wants it sampled.
 
@@ -68,8 +69,8 @@ class GenAIEngine:
         self._vocabulary = (settings.get("text_config") or settings).get("vocab_size", math.inf)
         self._numbers = itertools.count(1)
         self._desk = _Desk(Settings(str(folder), device, ov_config or {}, CACHE_GIGABYTES), self.max_requests)
-        self._cache_tokens = self._desk.cache_tokens
-        self.max_context = min(limit or math.inf, self._cache_tokens)
+        self.cache_tokens = self._desk.cache_tokens
+        self.max_context = min(limit or math.inf, self.cache_tokens)
         self._stop = weakref.finalize(self, self._desk.stop)  # also when nobody holds the engine, and at exit
 
     def generate(
@@ -91,10 +92,10 @@ class GenAIEngine:
         """
         if not ids:
             raise ValueError("The prompt has no tokens.")
-        if len(ids) >= self._cache_tokens:
+        if len(ids) >= self.cache_tokens:
             raise ValueError(
                 f"The prompt has {len(ids)} tokens, and the KV cache of {CACHE_GIGABYTES} GB holds "
-                f"{self._cache_tokens}. Shorten it."
+                f"{self.cache_tokens}. Shorten it."
             )
         if min(ids) < 0 or max(ids) >= self._vocabulary:
             raise ValueError(f"The prompt holds ids beyond the model's {self._vocabulary} tokens.")

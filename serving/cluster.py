@@ -107,6 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
 def start_ray() -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here goes before the engines
     alone = not os.environ.get("RAY_ADDRESS")
     if alone:
         # What Ray does on macOS and Windows anyway: its own processes listen on 127.0.0.1 only.

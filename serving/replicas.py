@@ -19,7 +19,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 import telemetry
 from chat import Chat, Delta, ReplyStats, TokenLogprob
@@ -34,6 +34,8 @@ from serving.security import own_names
 DRAIN = 30  # seconds that running answers get to finish when their replica is to go
 HUNG_AFTER = 120.0  # seconds of silence; a step computes 32 tokens at most
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+GONE = (RayError, RayServeException, StopAsyncIteration)  # what comes of a replica that has died
+ATTEMPTS = 3  # a router may not know yet
 LONGEST_LOOK = 0.1  # seconds between two looks whether a full replica has a place again
 
 
@@ -171,34 +173,41 @@ class ClusterAnswer:
     """One answer of an engine elsewhere; an `OpenAnswer`."""
 
     def __init__(self, engines: DeploymentHandle, request: ChatRequest, tally: ClusterAnswers, ended: Ended):
+        self._engines = engines
+        self._request = request
         self._tally = tally
         self._ended = ended
         self._begun = self._over = False
+        self._pieces: DeploymentResponseGenerator | None = None
         self._came = time.perf_counter()
         self._first: float | None = None
         self.logprobs: list[TokenLogprob] = []
         self.stats = ReplyStats(prompt_tokens=0)
         tally.waiting += 1
-        self._pieces = engines.remote(request)
 
     async def begin(self) -> Delta | None:
-        """See `OpenAnswer`.
+        """See `OpenAnswer`. Where a replica turns out to be gone, another one is asked.
 
         Raises:
             ApiError: 429, too many wait; otherwise see `next`.
         """
-        try:
-            delta = await self.next()
-        except BackPressureError:
-            self._finish("queue_full")
-            message = f"All replicas are busy and enough requests wait. Ask again in {RETRY_AFTER} seconds."
-            raise ApiError(429, message, code="queue_full", retry_after=RETRY_AFTER) from None
+        for others in reversed(range(ATTEMPTS)):
+            self._pieces = self._engines.remote(self._request)
+            try:
+                piece = await anext(self._pieces)
+                break
+            except BackPressureError:
+                self._finish("queue_full")
+                message = f"All replicas are busy and enough wait. Ask again in {RETRY_AFTER} seconds."
+                raise ApiError(429, message, code="queue_full", retry_after=RETRY_AFTER) from None
+            except GONE as error:
+                if not others:
+                    raise self._gone() from error
         self._first = time.perf_counter() - self._came
-        if not self._over:
-            self._begun = True
-            self._tally.waiting -= 1
-            self._tally.running += 1
-        return delta
+        self._begun = True
+        self._tally.waiting -= 1
+        self._tally.running += 1
+        return self._take(piece)
 
     async def next(self) -> Delta | None:
         """See `OpenAnswer`.
@@ -207,13 +216,18 @@ class ClusterAnswer:
             ApiError: what the engine says; or 503, its replica is gone.
         """
         try:
-            piece = await anext(self._pieces)
-        except BackPressureError:
-            raise
-        except (RayError, RayServeException, StopAsyncIteration) as error:
-            self._finish("error")
-            message = "The replica that computed this answer is gone. Ask again: others are there."
-            raise ApiError(503, message, code="replica_gone", retry_after=1) from error
+            return self._take(await anext(self._pieces))
+        except GONE as error:
+            raise self._gone() from error
+
+    def close(self) -> None:
+        """See `OpenAnswer`."""
+        if not self._over:
+            if self._pieces is not None:
+                self._pieces.cancel()
+            self._finish("cancelled")
+
+    def _take(self, piece: Piece) -> Delta | None:
         self.logprobs = piece.logprobs
         if piece.error:
             error = ApiError(*piece.error)
@@ -224,11 +238,10 @@ class ClusterAnswer:
             self._finish(self.stats.finish_reason or "error", self.stats)
         return piece.delta
 
-    def close(self) -> None:
-        """See `OpenAnswer`."""
-        if not self._over:
-            self._pieces.cancel()
-            self._finish("cancelled")
+    def _gone(self) -> ApiError:
+        self._finish("error")
+        message = "The replica that computed this answer is gone. Ask again: others are there."
+        return ApiError(503, message, code="replica_gone", retry_after=1)
 
     def _with_our_time(self, stats: ReplyStats) -> ReplyStats:
         """The engine's stats, with the time that the request waited for a place at one."""

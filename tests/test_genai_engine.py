@@ -5,9 +5,11 @@ import json
 import shutil
 import threading
 import time
+from contextlib import closing
 from itertools import islice, pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 
 import conversion
@@ -197,6 +199,30 @@ def test_a_process_that_dies_ends_its_requests_and_the_next_one_gets_another(eng
         assert list(stream) == []
     assert list(engine.generate(PROMPT, GREEDY)) == list(optimum.generate(PROMPT, GREEDY))
     assert engine._desk._process is not dead
+
+
+def is_silent(engine: GenAIEngine, wanted: bool) -> bool:
+    """Wait until the process has, or has not, been silent for 0.3 seconds; False if that does not come."""
+    end = time.monotonic() + 20
+    while (engine.silent > 0.3) != wanted and time.monotonic() < end:
+        threading.Event().wait(0.005)
+    return (engine.silent > 0.3) == wanted
+
+
+def test_silence_of_a_process_that_hangs_is_seen(engine):
+    assert is_idle(engine)
+    assert engine.silent == 0
+    with closing(engine.generate(PROMPT, ENDLESS)) as stream:
+        next(stream)
+        process = psutil.Process(engine._desk._process._popen.pid)
+        process.suspend()
+        try:
+            assert is_silent(engine, True)
+        finally:
+            process.resume()
+        assert is_silent(engine, False)
+    assert is_idle(engine)
+    assert engine.silent == 0
 
 
 def test_an_error_inside_the_pipeline_reaches_who_waits(folders):
