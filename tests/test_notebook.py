@@ -67,7 +67,7 @@ def test_notebook_runs_for_other_families(model, family, tiny_checkpoints, tmp_p
     monkeypatch.setenv("LLM_CHATBOT_CHECKPOINT", str(tiny_checkpoints[family]))
     monkeypatch.setenv("LLM_CHATBOT_MODELS_DIR", str(tmp_path))
     run(read())
-    folders = [folder for home in tmp_path.iterdir() for folder in home.iterdir()]
+    folders = [folder for home in tmp_path.iterdir() if home.is_dir() for folder in home.iterdir()]
     assert sorted(folder.name for folder in folders if not folder.name.startswith(".")) == [
         "FP16",
         "INT4_compressed_weights",
@@ -87,6 +87,32 @@ def test_no_later_cell_needs_an_optional_section():
 @pytest.mark.slow
 def test_solutions_run():
     run(read(SOLUTIONS))
+
+
+def names(sources, context) -> set[str]:
+    """The names that code makes (ast.Store) or uses (ast.Load)."""
+    found = set()
+    for source in sources:
+        for node in ast.walk(ast.parse(re.sub(r"^(\s*)%.*$", r"\1pass", source, flags=re.MULTILINE))):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, context):
+                found.add(node.id)
+            elif context is ast.Store and isinstance(node, ast.FunctionDef | ast.ClassDef | ast.alias):
+                found.add(node.name)
+            elif context is ast.Store and isinstance(node, ast.arg):
+                found.add(node.arg)
+    return found
+
+
+def test_no_name_that_is_used_later_is_made_in_optional_sections_only():
+    parts = numbered(read())
+    optional = names([source for number in OPTIONAL for source in code(parts[number])], ast.Store)
+    others = [
+        source
+        for title, cells in sections(read()).items()
+        if not title.startswith(tuple(f"{number}." for number in OPTIONAL))
+        for source in code(cells)
+    ]
+    assert names(others, ast.Load) & optional <= names(others, ast.Store)
 
 
 def test_optional_sections_say_so():
