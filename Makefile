@@ -6,6 +6,7 @@
 # make doctor             what this machine has, and which model suits it; needs nothing installed
 # make test, test-all     the quick tests with the notebook's run; all tests
 # make bench, bench-peers the measurements of benchmarks/; the same beside other programs
+# make bench-check       whether the start has become slower
 # make notebook           run the notebooks from top to bottom and save their outputs
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ ARGS ?=
 UV := $(shell command -v uv 2>/dev/null)
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
-.PHONY: install chat serve cluster doctor lab bench bench-peers test test-all notebook clean
+.PHONY: install chat serve cluster doctor lab bench bench-check bench-peers test test-all notebook clean
 
 install: .venv/installed
 
@@ -51,6 +52,11 @@ bench: install
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.settings
 	$(BIN)/python -m benchmarks.mpt_decoding
+
+# What is slower than what was committed, by more than the spread of both runs.
+bench-check: install
+	$(BIN)/python -m benchmarks.start --save .bench-start.json
+	$(BIN)/python -m benchmarks.check benchmarks/start.json .bench-start.json
 
 # The same beside PyTorch, OpenVINO GenAI and llama.cpp, which is built in an environment of its own (10 minutes).
 bench-peers: install .venv-peers/installed

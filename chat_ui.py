@@ -31,7 +31,7 @@ from starlette.middleware import Middleware
 
 import page_steps as steps
 from chat import Chat, Message, ReplyStats, ReplyStream, short_name
-from page_assets import CSS, JS, THEME
+from page_assets import CSS, EXAMPLES, JS, THEME
 from page_guard import PageGuard
 from page_rendering import LATEX_DELIMITERS, describe, new_conversation, shown, to_prompt, whole_characters
 from sampling import OPTIONS, SamplingParams
@@ -40,15 +40,6 @@ __all__ = ["CSS", "EXAMPLES", "THEME", "PageGuard", "build_ui", "launch_ui", "ma
 
 log = logging.getLogger(__name__)
 
-EXAMPLES = [
-    "Hello! What can you do for me?",
-    "What is OpenVINO?",
-    "Who are you?",
-    "What is Python?",
-    "Tell me a fairy tale in one sentence.",
-    "Which mistakes do people often make when they write code?",
-    "Write a blog post of 100 words about a walk in the rain.",
-]
 QUEUE_LENGTH = 16  # questions that may wait while others are being answered
 SESSIONS = 100  # open pages that the server remembers, 0.3 MB each; the one longest unused is forgotten first
 SOON = 0.5  # seconds after which an answer that waits for the model says so
@@ -168,7 +159,7 @@ def build_ui(chat_model: Chat, title: str | None = None) -> gr.Blocks:
         ]
         box.stop(None, cancels=answers)
         changed = [
-            page.load(steps.rest, conversation, screen, js=JS["restore"], **quick),
+            page.load(steps.restored, conversation, screen, js=JS["restore"], **quick),
             chatbot.undo(steps.undone, conversation, screen, **quick),
             chatbot.clear(steps.cleared, conversation, screen, **quick),
             new_chat.click(lambda: steps.view(new_conversation()), None, screen, **quick),
@@ -185,6 +176,8 @@ def build_ui(chat_model: Chat, title: str | None = None) -> gr.Blocks:
             listed.then(None, js=JS["focus"], **quick)
         saving = conversation.change(None, conversation, None, js=JS["save"], **quick)
         saving.failure(steps.storage_is_full, **ask)
+        page.load(None, box, box, js=JS["draft"], **quick)
+        box.change(None, box, None, js=JS["keep draft"], **quick)
         page.load(None, js=JS["edit"], **quick)
         for event, step, then in [
             (chatbot.copy, steps.copied, JS["copy"]),
@@ -265,7 +258,7 @@ async def reply(
                     delta = await run_sync(next, deltas, None)
             finally:
                 del running[deltas]
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # the latter from an endpoint; both in words
         raise steps.refusal(str(error)) from error
     except Exception as error:
         log.exception("The model failed")

@@ -151,7 +151,7 @@ def look(folder: Path, coming: Collection[str] = ()) -> Checkpoint:
         files=tuple(weight_files(folder, names)),
         marked=tuple(sorted(file.name for file in metadata if file.read_bytes()[:3] == b"\xef\xbb\xbf")),
     )
-    fields = _look_at_adapter(folder) if kind == "adapter" else _look_at_settings(seen, names)
+    fields = _look_at_adapter(seen) if kind == "adapter" else _look_at_settings(seen, names)
     missing = missing_files(folder, seen.files)
     lost = sorted(set(missing) - set(coming))
     if lost:
@@ -219,7 +219,8 @@ def _look_at_settings(seen: Checkpoint, names: Collection[str]) -> dict:
     return {"settings": settings, "quantization": method}
 
 
-def _look_at_adapter(folder: Path) -> dict:
+def _look_at_adapter(seen: Checkpoint) -> dict:
+    folder = seen.folder
     file = folder / "adapter_config.json"
     settings = read_json(file)
     kind = settings.get("peft_type")
@@ -233,7 +234,7 @@ def _look_at_adapter(folder: Path) -> dict:
             f"{file} does not say which model the adapter changes: base_model_name_or_path is missing. Write "
             "the model's Hub id or folder there."
         )
-    if not weight_files(folder):
+    if not seen.files:
         raise ValueError(f"{folder} has no weights of the adapter ({' or '.join(ADAPTERS)}).")
     revision = f"@{settings['revision']}" if settings.get("revision") else ""
     return {"settings": settings, "base": settings["base_model_name_or_path"] + revision}

@@ -52,7 +52,19 @@ def check_fit(folder: Path, settings: dict, files: Collection[str]) -> None:
                         f"{tensor.shape[0]} rows. Write that number into config.json, or fetch both again."
                     )
                 rows = tensor.shape[0]
-    highest, token = max(_token_ids(folder), default=(-1, ""))
+    check_ids(folder, *max(_token_ids(folder), default=(-1, "")), rows)
+
+
+def check_ids(folder: Path, highest: int, token: str, rows: int | None) -> None:
+    """Refuse a tokenizer with ids that the embedding has no rows for.
+
+    Args:
+        highest, token: the tokenizer's highest id and what it stands for.
+        rows: of the embedding; None where that is not known.
+
+    Raises:
+        ValueError: with both numbers and the way out.
+    """
     if rows and highest >= rows:
         raise ValueError(
             f"The tokenizer in {folder} has the id {highest} for {token!r}, but the model's embedding has "

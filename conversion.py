@@ -7,6 +7,7 @@ from (`model_source`), how an architecture is exported (`routes`) and what is do
 import logging
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -51,6 +52,10 @@ __all__ = ["FOLDER_NAMES", "load_model", "model_folder", "prepare_model", "prepa
 
 # What a manifest says of the checkpoint that a folder was made from.
 STATE = ("revision", "published", "base", "adapter", "dequantized_from")
+
+# One at a time in a process: exporters exchange functions of PyTorch for all threads while they trace a
+# model, and Optimum is not complete for one thread while another one imports it.
+_CONVERTING = threading.Lock()
 
 
 def prepare_model(
@@ -121,7 +126,8 @@ def prepare_models(
                     found = fetch_weights(found)
                     ready = found.folder, found.revision
                 else:
-                    _bring_up_to_date(recipe, found, precisions)
+                    with _CONVERTING:
+                        _bring_up_to_date(recipe, found, precisions)
     elif any(home.glob(f"*{PARTIAL}")):  # of a process at work, or of one killed at its very end
         with suppress(Timeout), exclusive(home).acquire(blocking=False):
             _clear_leftovers(home)

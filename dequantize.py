@@ -43,7 +43,7 @@ def dequantize(folder: Path, output: Path) -> None:
         output: a folder. The tokenizer is not written.
 
     Raises:
-        ValueError: the weights are not in safetensors files.
+        ValueError: the weights are not in safetensors files, or a scale is missing.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -90,6 +90,8 @@ def _plain_tensors(
             yield packed, from_mxfp4(get(name), get(packed + "_scales")).transpose(-1, -2).contiguous()
         elif not name.endswith(("_scales", *SCALES, *DROPPED)):
             tensor = get(name)
+            if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
+                raise ValueError(f"{name} is quantized, but its scale is not there. Take the original model.")
             yield name, tensor.bfloat16() if tensor.dtype == torch.float32 else tensor
 
 

@@ -18,11 +18,14 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+if sys.version_info < (3, 11):  # noqa: UP036 (an older one cannot read the rest)
+    sys.exit(f"Python 3.11 or newer is needed, this is {platform.python_version()}: make PYTHON=python3.11")
+
 from forecast import LEGEND, Outlook, Room, advise, forecast, gigabytes, model_table
 from machine import WEIGHT_BYTES, DecodingSpeed, decoding_speed, memory_bandwidth, processor
 
 PROJECT = Path(__file__).parent
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)  # the newest that the tests were run on
+NEWEST_PYTHON = (3, 13)  # that the tests were run on
 PORTS = {7860: "the chat page", 8000: "the endpoint", 8888: "JupyterLab"}
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -50,12 +53,13 @@ class Report:
 
 def examine() -> Report:
     """Look at everything; takes about ten seconds, most of it for measuring how fast this machine decodes."""
-    needed = [look_at_python(), look_at_libraries()]
+    libraries = look_at_libraries()
     models = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR", "models"))
     room, *of_room = look_at_room(models, downloads_folder())
     speeds, of_speeds = look_at_speed(room.memory)
     findings = [
-        *needed,
+        look_at_python(),
+        libraries,
         look_at_processor(),
         look_at_devices(),
         *of_room,
@@ -65,15 +69,12 @@ def examine() -> Report:
         look_at_browser(),
     ]
     outlooks = forecast(room, speeds)
-    mend = next((finding.way_out for finding in needed if finding.way_out), None)
-    return Report(findings, outlooks, mend or advise(outlooks))
+    return Report(findings, outlooks, libraries.way_out or advise(outlooks))
 
 
 def look_at_python() -> Finding:
     """The interpreter and the system."""
     value = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    if sys.version_info < OLDEST_PYTHON:
-        return Finding("Python", value, "Install Python 3.11 or newer and make the environment anew with it.")
     newest = ".".join(map(str, NEWEST_PYTHON))
     tested = sys.version_info[:2] <= NEWEST_PYTHON
     return Finding("Python", value if tested else f"{value}; newer than {newest}, the newest that is tested")

@@ -21,9 +21,9 @@ EMBEDDING = {True: (0.63, 0.68e9), False: (0.28, 0.4e9)}
 # A mixture of experts reads for one token only these of its weights.
 WEIGHTS_READ = {"gpt-oss-20b-int4": 3.6e9}
 FREE_LICENSES = ("apache-2.0", "mit")
-# Anonymous memory of a chat: so many bytes, and so many for each byte of weights. With short prompts it was
-# 1.0 GB for 0.1 GB of weights, 2.2 GB for 1.6 GB and 3.1 GB for 2.8 GB; the rest is for the KV cache.
-CHAT_BASE, CHAT_SHARE = 0.9e9, 1.0
+# Anonymous memory of the chat page: so many bytes, and so many for each byte of weights. Measured: 0.7 GB for
+# 0.14 GB of weights after a prompt of 2000 tokens, 2.1 GB for 1.6 GB and 2.9 GB for 2.8 GB after 400 tokens.
+CHAT_BASE, CHAT_SHARE = 0.6e9, 1.0
 # Tokens per second, twice what people read: 238 words a minute (Brysbaert, "How many words do we read per
 # minute?", 2019) of 1.3 tokens each. Long conversations are slower than what is forecast here.
 PLEASANT = 10

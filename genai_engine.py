@@ -15,6 +15,7 @@ import weakref
 from array import array
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ class _Desk:
         self._process.hang_up()
         self._process = None
         for order in self._running.values():
-            order.arrived.put(closed() if self._closed else error)
+            order.arrived.put(closed() if self._closed else copy(error))  # each raises its own
         self._running.clear()
         self._send_more()
 

@@ -5,10 +5,25 @@ tokenizer that were compared with llama.cpp's. Refuses to know where the file co
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from quiet import quiet_libraries
 
 if TYPE_CHECKING:
+    from tokenizers.pre_tokenizers import PreTokenizer
     from transformers import PreTrainedTokenizerFast
+
+# How byte-level vocabularies (tokenizer.ggml.model "gpt2") split a text before merging: tokenizer.ggml.pre.
+# Those of Llama 3 and Qwen 2 differ in how many digits stay together; Llama 3's takes whole words that are in
+# the vocabulary as they are.
+LIKE_GPT4 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+KINDS = ("smollm", "llama-bpe", "qwen2")
+WAY_OUT = (
+    "Take the original model, in transformers' format: its name is on the page that the file comes from."
+)
 
 
 def convert_gguf(gguf_path: Path, folder: Path) -> None:
@@ -18,63 +33,82 @@ def convert_gguf(gguf_path: Path, folder: Path) -> None:
     builds a SentencePiece-style one, which loses every space. It is built from the file's metadata instead.
 
     Raises:
-        ValueError: the file's tokenizer is of a kind this function does not know.
+        ValueError: the file's tokenizer or architecture is of a kind that cannot be read.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     tokenizer = tokenizer_from_gguf(gguf_path)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float16, trust_remote_code=False
-    )
-    model.save_pretrained(folder)
+    with quiet_libraries():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float16, trust_remote_code=False
+            )
+        except (ValueError, KeyError, NotImplementedError) as error:
+            raise ValueError(f"transformers cannot read {gguf_path}: {error}. {WAY_OUT}") from error
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def tokenizer_from_gguf(gguf_path: Path) -> "PreTrainedTokenizerFast":
     """The tokenizer that a GGUF file's metadata describes, as a transformers PreTrainedTokenizerFast.
 
-    Known: tokenizer.ggml.model "gpt2" (byte-level BPE) with tokenizer.ggml.pre "smollm", which splits off
-    single digits before the GPT-2 split.
+    Known: tokenizer.ggml.model "gpt2" (byte-level BPE) with a tokenizer.ggml.pre of `KINDS`.
 
     Raises:
-        ValueError: another tokenizer model or pre-tokenizer.
+        ValueError: another tokenizer model or pre-tokenizer, or no GGUF file.
     """
     from gguf import GGUFReader
     from gguf.constants import TokenType
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
     from transformers import PreTrainedTokenizerFast
 
-    fields = GGUFReader(gguf_path).fields
+    try:
+        fields = GGUFReader(gguf_path).fields
+    except (ValueError, IndexError, OSError) as error:
+        raise ValueError(f"{gguf_path} is no whole GGUF file: {error}. Fetch it again.") from error
 
-    def value(key: str):
+    def value(key: str) -> Any:
         return fields[key].contents() if key in fields else None
 
     kind = (value("tokenizer.ggml.model"), value("tokenizer.ggml.pre"))
-    if kind != ("gpt2", "smollm"):
+    if kind[0] != "gpt2" or kind[1] not in KINDS:
+        known = ", ".join(map(repr, KINDS))
         raise ValueError(
-            f"{gguf_path} has a tokenizer of kind {kind}; only ('gpt2', 'smollm') can be read here."
+            f"{gguf_path} has a tokenizer of kind {kind}; only 'gpt2' with {known} can be read. {WAY_OUT}"
         )
     tokens = value("tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ")) for merge in value("tokenizer.ggml.merges")]
-    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=kind[1] == "llama-bpe"))
+    backend.pre_tokenizer = _pre_tokenizer(kind[1])
     backend.decoder = decoders.ByteLevel()
-    control = [
-        token
-        for token, kind in zip(tokens, value("tokenizer.ggml.token_type"), strict=True)
-        if kind == TokenType.CONTROL
-    ]
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    for token, type_ in zip(tokens, value("tokenizer.ggml.token_type"), strict=True):
+        if type_ in (TokenType.CONTROL, TokenType.USER_DEFINED):
+            special = type_ == TokenType.CONTROL
+            backend.add_tokens([AddedToken(token, special=special, normalized=False)])
+    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    ids = {name: value(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
+    named = {f"{name}_token": tokens[index] for name, index in ids.items() if index is not None}
+    if value("tokenizer.ggml.add_bos_token") and "bos_token" in named:
+        bos = named["bos_token"]
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, ids["bos"])]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token=tokens[value("tokenizer.ggml.bos_token_id")],
-        eos_token=tokens[value("tokenizer.ggml.eos_token_id")],
-        unk_token=tokens[value("tokenizer.ggml.unknown_token_id")],
-        pad_token=tokens[value("tokenizer.ggml.padding_token_id")],
-        model_max_length=value("llama.context_length"),
+        **named,
+        model_max_length=value(f"{value('general.architecture')}.context_length"),
         chat_template=value("tokenizer.chat_template"),
         clean_up_tokenization_spaces=False,
     )
+
+
+def _pre_tokenizer(kind: str) -> "PreTokenizer":
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+
+    if kind == "smollm":
+        return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    pattern = LIKE_GPT4.replace("DIGITS", "3" if kind == "llama-bpe" else "1")
+    return Sequence([Split(Regex(pattern), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])

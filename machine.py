@@ -112,6 +112,8 @@ def decoding_speed(precision: str) -> DecodingSpeed:
     # Two equations, layers * x + bytes * y = seconds. Where caches hold the narrow graph, x could be below 0.
     determinant = narrow_layers * wide_bytes - wide_layers * narrow_bytes
     per_layer = max(0.0, (narrow * wide_bytes - wide * narrow_bytes) / determinant)
+    # Nor does the wide one spend most of its time between products: then the narrow one was disturbed.
+    per_layer = min(per_layer, wide / wide_layers / 2)
     return DecodingSpeed(per_layer, wide_bytes / (wide - wide_layers * per_layer))
 
 

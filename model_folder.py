@@ -256,8 +256,9 @@ def model_limits(settings: dict, generation: dict) -> tuple[int | None, frozense
 def sampling_defaults(generation: dict[str, Any]) -> SamplingParams:
     """What generation_config.json recommends, as far as it is an option here and within its range."""
     given = {}
-    for name in ("temperature", "top_p", "top_k", "repetition_penalty", "min_p"):
-        value, option = generation.get(name), OPTIONS[name]
+    for name, option in OPTIONS.items():
+        is_rule = option.slider is not None and name != "max_new_tokens"
+        value = generation.get(name) if is_rule else None
         if value is not None and option.low <= value <= (option.high or value):
             given[name] = option.kind(value)
     return SamplingParams(**given)

@@ -77,6 +77,7 @@ def open_chat(
         OSError, ValueError: in words for whoever typed the command.
     """
     import conversion
+    from model_folder import precision_of
 
     if options.engine == "genai" and find_spec("openvino_genai") is None:
         raise ValueError(
@@ -86,8 +87,9 @@ def open_chat(
     SamplingParams(**given)  # a bad value is told before any work
     models_dir = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR", "models")).expanduser()
     folder = conversion.prepare_model(options.model, options.precision, models_dir, options.checkpoint)
+    precision = precision_of(folder)  # its own, where it was converted by others
     chat = chat_on_folder(
-        folder, options.model, options.precision, options.device, options.engine, in_background, ov_config
+        folder, options.model, precision, options.device, options.engine, in_background, ov_config
     )
     chat.defaults = replace(chat.defaults, **given)
     return chat

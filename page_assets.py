@@ -1,4 +1,4 @@
-"""How the page looks, and what its browser does by itself: keep conversations, open and save files, copy.
+"""How the page looks, what it suggests to ask, and what its browser does by itself.
 
 Knows CSS and JavaScript, and where a browser keeps things. Refuses to know what a conversation means.
 
@@ -7,6 +7,16 @@ that is open in both, the newest change stays. sessionStorage holds which one a 
 """
 
 import gradio as gr
+
+EXAMPLES = [
+    "Hello! What can you do for me?",
+    "What is OpenVINO?",
+    "Who are you?",
+    "What is Python?",
+    "Tell me a fairy tale in one sentence.",
+    "Which mistakes do people often make when they write code?",
+    "Write a blog post of 100 words about a walk in the rain.",
+]
 
 CSS = """
 /* What would take the conversation away from under the answer that is being written waits for its end. */
@@ -17,9 +27,14 @@ body:has(.stop-button) :is(.side-panel, .conversation button:not([aria-label*="o
 .side-panel { max-height: 80vh; overflow-y: auto !important; flex-wrap: nowrap !important; }
 /* On a phone they stand above the chat, which must stay in view. */
 @media (max-width: 768px) {
-  div.side-panel { max-height: 4.5rem; }
-  .conversation { height: 55vh !important; }
+  div.side-panel { max-height: 8rem; }
+  .conversation { height: 50vh !important; }
 }
+/* Gradio now and then takes the end of a stopped answer for an error, and covers the conversation with it. */
+.conversation [data-testid="status-tracker"]:has(.clear-status) { display: none !important; }
+/* A wide table is scrolled, not broken within words. */
+.conversation table { display: block; overflow-x: auto; border: 0 !important; }
+.conversation :is(td, th) { overflow-wrap: normal; word-break: normal; }
 .heading h1 { margin: 0 !important; }
 .heading p { margin: 0 !important; }
 /* Gradio's subdued color is too light for small letters on white. */
@@ -59,9 +74,12 @@ JS = {
     "list": """() => [Object.keys(localStorage).filter(key => key.startsWith("llm-chatbot:")).flatMap(key => {
   try {
     const {messages, changed} = JSON.parse(localStorage.getItem(key));
-    return [{id: key.slice(12), title: messages[0].content.slice(0, 100), changed}];
+    return [{id: key.slice(12), title: messages[0].content.slice(0, 60), changed}];
   } catch { return [] }
 }).sort((one, other) => other.changed - one.changed)]""",
+    # What was typed but not sent when the page had to load itself anew.
+    "draft": """typed => [typed || (sessionStorage.getItem("llm-chatbot-draft") ?? "")]""",
+    "keep draft": """text => sessionStorage.setItem("llm-chatbot-draft", text ?? "")""",
     "restore": """() => {
   const id = sessionStorage.getItem("llm-chatbot"), kept = localStorage.getItem("llm-chatbot:" + id);
   return [kept ? {id, messages: JSON.parse(kept).messages} : null];

@@ -72,7 +72,7 @@ class PageGuard:
         host = headers.get("host", "")
         if not self.is_own(host):
             return 403, f"This page does not answer to the name {host[:100]!r}: open it by its address."
-        if scope["path"].startswith(CLOSED_PATHS):
+        if any(closed in scope["path"] for closed in CLOSED_PATHS):  # also where the page is mounted
             return 403, "This page takes no files."
         length = headers.get("content-length", "")
         if int(length if length.isdecimal() else 0) > LARGEST_BODY or "transfer-encoding" in headers:

@@ -35,6 +35,8 @@ UNLOCKED = {
     "placeholder": "Type a message, Enter sends it",
 }
 
+UNCHANGED = (gr.skip(),) * 6  # the screen
+
 
 def view(
     conversation: Conversation, line: str = "", draft: str | None = None, locked: bool = False
@@ -110,10 +112,15 @@ def rest(data: Any, line: str = "") -> tuple[Any, ...]:
     return view(conversation, line)
 
 
+def restored(data: Any) -> tuple[Any, ...]:
+    """What a browser's tab showed before; nothing changes in a new one, where somebody may type already."""
+    return rest(data) if data else UNCHANGED
+
+
 def opened(data: dict[str, str] | None) -> tuple[Any, ...]:
     """Open a JSON file; None where none was chosen."""
     try:
-        return view(from_json(data["text"])) if data else tuple(gr.skip() for _ in range(6))
+        return view(from_json(data["text"])) if data else UNCHANGED
     except ValueError as error:
         raise refusal(html.escape(str(error))) from error
 

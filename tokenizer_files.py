@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chat_tokenizer import open_tokenizer
+from checkpoint_fit import check_ids
 from config import ModelConfig
 from tokenizer_check import graph_differences, read_tokenizer
 
@@ -23,6 +24,9 @@ TOKENIZER_IR = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 def write_tokenizer(checkpoint_folder: Path, output: Path, config: ModelConfig) -> dict[str, Any]:
     """Put a checkpoint's tokenizer beside its IR, with the catalogue's template and end tokens.
 
+    Raises:
+        ValueError: the tokenizer has ids that the model's embedding has no rows for.
+
     Returns:
         What the checkpoint itself says of what the catalogue may change, for `rewrite_tokenizer`.
     """
@@ -31,6 +35,9 @@ def write_tokenizer(checkpoint_folder: Path, output: Path, config: ModelConfig) 
     # The configuration as it was converted: transformers may not accept the checkpoint's own.
     own = AutoConfig.from_pretrained(output, trust_remote_code=False)
     tokenizer = read_tokenizer(checkpoint_folder, own)
+    # Once more, now that every kind of tokenizer is read.
+    highest, token = max((number, token) for token, number in tokenizer.get_vocab().items())
+    check_ids(checkpoint_folder, highest, token, own.get_text_config().vocab_size)
     published = {"template": tokenizer.chat_template, "eos_token_id": _end_tokens(output)}
     _write_changeable(tokenizer, output, config, published)
     write_tokenizer_ir(tokenizer, output)

@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from filelock import FileLock
@@ -18,6 +19,8 @@ from tqdm.auto import tqdm
 # The ends of the names of folders that are being written, and of those that are being replaced.
 PARTIAL = ".partial"
 REPLACED = ".replaced"
+# A folder that is filled holds configurations long before the weights: a smaller share is no progress.
+SMALL_FILES = 0.05
 
 
 @contextmanager
@@ -91,35 +94,63 @@ def exclusive(folder: Path) -> FileLock:
     return FileLock(folder.with_name(f".{folder.name}.lock"))
 
 
+# What share of the present step is done, by the work's own count; of the thread that does it.
+_share: ContextVar[list[float] | None] = ContextVar("share", default=None)
+
+
+def report_progress(share: float) -> None:
+    """Tell the bar of `show_progress` around this, if there is one, what share is done, 0 to 1."""
+    if (shown := _share.get()) is not None:
+        shown[:] = [share]
+
+
 @contextmanager
 def show_progress(title: str, folder: Path | None = None, total: float | None = None) -> Iterator[None]:
-    """Show, after two seconds, that something is going on: the elapsed time, and how a folder grows.
+    """Show, after two seconds, that something is going on: the elapsed time, and how much is done.
+
+    The latter is told by `report_progress`; or by how a folder grows, once it holds more than small files.
 
     Args:
-        folder: what is being filled; without it only the time is shown.
+        folder: what is being filled.
         total: bytes that the folder will have in the end, as far as known.
     """
     done = threading.Event()
-    # No rate and no time left: folders grow in leaps.
-    size = "" if folder is None else "{n_fmt}B, " if total is None else "{n_fmt}B of {total_fmt}B, "
+    share: list[float] = []
 
     def watch() -> None:
         if done.wait(2):
             return
-        look = "{desc}: " + size + "{elapsed}"
-        with tqdm(desc=title, total=total, unit_scale=True, bar_format=look, leave=False) as bar:
+        with tqdm(
+            desc=title, total=total, unit_scale=True, leave=False, bar_format="{desc}: {elapsed}"
+        ) as bar:
             bar.start_t -= 2
             while not done.wait(0.5):
-                bar.n = min(_folder_size(folder), total or math.inf) if folder else 0
+                bar.bar_format = "{desc}: " + _how_far(share, folder, total) + "{elapsed}"
                 bar.refresh()
 
     watcher = threading.Thread(target=watch)
     watcher.start()
+    token = _share.set(share)
     try:
         yield
     finally:
+        _share.reset(token)
         done.set()
         watcher.join()
+
+
+def _how_far(share: list[float], folder: Path | None, total: float | None) -> str:
+    """What is done, for a progress bar; without a rate and the time left, since folders grow in leaps."""
+    if share:
+        return f"{share[0]:.0%}, "
+    size = min(_folder_size(folder), total or math.inf) if folder else 0
+    if size < (total or 0) * SMALL_FILES or size == 0:
+        return ""
+    return (
+        f"{tqdm.format_sizeof(size)}B, "
+        if total is None
+        else (f"{tqdm.format_sizeof(size)}B of {tqdm.format_sizeof(total)}B, ")
+    )
 
 
 def _folder_size(folder: Path) -> int:

@@ -1,7 +1,8 @@
 """How well the forecast of `doctor.py` is met: expected and measured tokens per second, side by side.
 
-What a token costs here is measured before each time that a model is asked, so that a busy machine slows both
-alike. Each model has a process of its own. Prints one table in Markdown, with the best speeds of all rounds.
+What a token costs here is measured before each time that a model is asked. The forecast rests on the fastest
+of some passes and an answer on all of its tokens: on a busy machine answers fall behind. Each model has a
+process of its own. Prints one table in Markdown, with the best speeds of all rounds.
 
 Usage: python -m benchmarks.forecast [--rounds 5] FOLDER_OF_A_CONVERTED_MODEL ...
 """

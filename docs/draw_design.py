@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "design.svg"
 # Floors from the ground up, and modules from the ground up: each may import only what stands before it.
 FLOORS = {
-    "ground": ("config", "telemetry", "quiet", "workspace"),
+    "ground": ("config", "telemetry", "workspace", "quiet"),
     "source": (
         "checkpoint_files",
         "checkpoint_fit",
@@ -77,11 +77,12 @@ FLOORS = {
         "serving.cluster",
     ),
     "page": ("page_assets", "page_guard", "page_rendering", "page_steps", "chat_command", "chat_ui"),
+    "lesson": ("lesson_order", "lesson_plots"),
     "doctor": ("machine", "forecast", "doctor"),
 }
 ROOMS = tuple(module for floor in FLOORS.values() for module in floor)
 NO_ROOMS = ("run_notebook",)  # a tool for the notebook, imported by nobody
-COLOURS = ("grey", "blue", "violet", "orange", "green", "blue", "violet", "orange")  # of the floors
+COLOURS = ("grey", "blue", "violet", "orange", "green", "blue", "violet", "orange", "grey")  # of the floors
 
 WHEN_LOADED, LATER, FOR_TYPES = "when loaded", "later, inside a function", "for type hints only"
 DASHES = {WHEN_LOADED: "", LATER: "6 4", FOR_TYPES: "1.5 4"}

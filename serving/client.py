@@ -80,8 +80,10 @@ class RemoteChatModel:
         `stats.resumed` tells.
 
         Raises:
-            ValueError: the server refuses the messages or options. This and other errors come from the
-                iterator, since only the server knows.
+            ValueError: the server refuses the messages or options.
+            OSError: it does not answer, wants a key, has no time, or failed.
+
+        All these, in words, come from the iterator, since only the server knows.
         """
         request = self._request(messages, sampling or self.defaults, template_options or {})
         receiver = Receiver(self._client, f"{self._url}/chat/completions", request, goes_on=self._is_ours)

@@ -16,7 +16,7 @@ import httpx
 from chat import Delta, ReplyStats, TokenLogprob
 
 
-class BrokenOff(RuntimeError):
+class BrokenOff(ConnectionError):
     """A server failed with an answer, or in the middle of it; another one, or a second try, may succeed."""
 
 
@@ -175,7 +175,7 @@ def refusal(url: str, status: int, body: bytes) -> Exception:
         return PermissionError(f"{url} wants an API key: set LLM_CHATBOT_API_KEY. ({words})")
     if status in (400, 404, 413, 422):
         return ValueError(words or f"{url} refused the request (HTTP {status}).")
-    kind = BrokenOff if status >= 500 else RuntimeError
+    kind = BrokenOff if status >= 500 else ConnectionError
     return kind(words or f"{url} failed (HTTP {status}).")
 
 

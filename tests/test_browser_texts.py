@@ -1,33 +1,32 @@
 """What the chat page shows of a text, and what it loads, saves and hands out, in a real Chromium."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
-from scripted_chat import FakeChat, assistant, endless, user
 from playwright.sync_api import expect
-from test_browser import (  # noqa: F401  the fixtures among them
-    browser,
-    fake_model,
-    fake_page,
-    fake_window,
-    open_window,
-    poll,
-    wait_until_asked,
-)
 from test_chat_ui import wait_until
 
 from chat import Delta
 from chat_ui import build_ui, launch_ui
+from chat_window import open_file, poll, wait_until_asked
+from scripted_chat import FakeChat, assistant, endless, user
 
+pytest_plugins = ["chat_window"]
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
+ROOT = Path(__file__).parents[1]
 TYPED = "2*3*4 and __init__, <br> if a<b and c>d\n    $$x$$ \\(y\\)\tend & &amp; `code` # no heading"
 PERSIAN = "\u0633\u0644\u0627\u0645! OpenVINO \u0686\u06cc\u0633\u062a\u061f"
 
 
-def test_question_is_shown_edited_and_copied_as_it_was_typed(fake_page, fake_model, open_window):  # noqa: F811
+def test_question_is_shown_edited_and_copied_as_it_was_typed(fake_page, fake_model, open_window):
     window = open_window(fake_page[1], permissions=["clipboard-read", "clipboard-write"])
     window.send(TYPED)
     window.wait_for_rest()
@@ -41,7 +40,7 @@ def test_question_is_shown_edited_and_copied_as_it_was_typed(fake_page, fake_mod
     assert [messages[-1] for messages in fake_model.asked] == [user(TYPED), user(TYPED)]
 
 
-def test_answer_is_copied_as_it_was_written(fake_page, fake_model, open_window):  # noqa: F811
+def test_answer_is_copied_as_it_was_written(fake_page, fake_model, open_window):
     answer = "**Use** <br> and \\(x\\), \u0633 `<i>`\n\n```\n<b> $$ $$\n```"
     fake_model.answer = lambda question: [answer]
     window = open_window(fake_page[1], permissions=["clipboard-read", "clipboard-write"])
@@ -50,8 +49,11 @@ def test_answer_is_copied_as_it_was_written(fake_page, fake_model, open_window):
     poll(window, lambda: window.page.evaluate("navigator.clipboard.readText()") == answer)
 
 
-def test_formulas_are_typeset_but_not_in_code(fake_window, fake_model):  # noqa: F811
-    answer = "Root \\(x = \\frac{-b}{2a}\\), \\[E = mc^2\\] and $$a<b$$, but `$$c$$` and\n\n```\necho $$; x<y; echo $$\n```"
+def test_formulas_are_typeset_but_not_in_code(fake_window, fake_model):
+    answer = (
+        "Root \\(x = \\frac{-b}{2a}\\), \\[E = mc^2\\] and $$a<b$$, but `$$c$$` and\n\n"
+        "```\necho $$; x<y; echo $$\n```"
+    )
     fake_model.answer = lambda question: [answer]
     fake_window.ask("A formula")
     expect(fake_window.answers.locator(".katex")).to_have_count(3)
@@ -60,7 +62,7 @@ def test_formulas_are_typeset_but_not_in_code(fake_window, fake_model):  # noqa:
     expect(fake_window.answers.locator("pre code")).to_have_text("echo $$; x<y; echo $$")
 
 
-def test_right_to_left_text_reads_right_to_left(fake_window, fake_model):  # noqa: F811
+def test_right_to_left_text_reads_right_to_left(fake_window, fake_model):
     fake_model.answer = lambda question: [PERSIAN]
     fake_window.ask(PERSIAN)
     for text in (fake_window.questions.locator("pre"), fake_window.answers.locator("p")):
@@ -70,7 +72,7 @@ def test_right_to_left_text_reads_right_to_left(fake_window, fake_model):  # noq
     expect(fake_window.answers.last.locator("p")).to_have_css("direction", "ltr")
 
 
-def test_thought_is_seen_while_it_lasts_and_an_empty_one_never(fake_window, fake_model):  # noqa: F811
+def test_thought_is_seen_while_it_lasts_and_an_empty_one_never(fake_window, fake_model):
     window = fake_window
     going_on = threading.Event()
 
@@ -96,12 +98,12 @@ def test_thought_is_seen_while_it_lasts_and_an_empty_one_never(fake_window, fake
 @pytest.mark.parametrize(
     "text", ["The <think> tag, </think> and <answer>.", "<think>" * 3000 + "</think>" * 3000]
 )
-def test_answer_about_thoughts_keeps_its_words(fake_window, fake_model, text):  # noqa: F811
+def test_answer_about_thoughts_keeps_its_words(fake_window, fake_model, text):
     fake_model.answer = lambda question: [text]
     assert fake_window.ask("Why?") == text
 
 
-def test_answer_can_be_continued(fake_window, fake_model):  # noqa: F811
+def test_answer_can_be_continued(fake_window, fake_model):
     window = fake_window
     go_on = window.page.get_by_role("button", name="Continue")
     fake_model.answer = endless
@@ -118,17 +120,8 @@ def test_answer_can_be_continued(fake_window, fake_model):  # noqa: F811
     expect(go_on).to_be_hidden()
     assert fake_model.asked[1][1:] == [user("one"), assistant(f"{begun} ")]
 
-    def cut_off(question):
-        fake_model.streams and None
-        yield "It is"
 
-    fake_model.answer = cut_off
-    window.send("two")
-    window.wait_for_rest()
-    expect(go_on).to_be_hidden()  # it ended by itself
-
-
-def test_answer_that_reached_its_limit_can_be_continued_later(fake_page, fake_model, open_window):  # noqa: F811
+def test_answer_that_reached_its_limit_can_be_continued_later(fake_page, fake_model, open_window):
     messages = [user("one"), assistant("It is", thought="Hm.", finish="length")]
     window = open_window(fake_page[1])
     open_file(window, json.dumps({"messages": messages}))
@@ -140,7 +133,7 @@ def test_answer_that_reached_its_limit_can_be_continued_later(fake_page, fake_mo
     assert fake_model.asked == [[*fake_model.asked[0][:1], user("one"), assistant("It is", thought="Hm.")]]
 
 
-def test_unanswered_question_can_be_retried(fake_window, fake_model):  # noqa: F811
+def test_unanswered_question_can_be_retried(fake_window, fake_model):
     window = fake_window
     fake_model.answer = lambda question: [RuntimeError("no more memory")]
     window.ask_in_vain("one")
@@ -152,16 +145,9 @@ def test_unanswered_question_can_be_retried(fake_window, fake_model):  # noqa: F
     expect(window.questions).to_have_text(["one"])
 
 
-def open_file(window, text: str) -> None:
-    window.page.get_by_role("button", name="Files").click()
-    with window.page.expect_file_chooser() as chooser:
-        window.page.get_by_role("button", name="Open a JSON file").click()
-    chooser.value.set_files({"name": "c.json", "mimeType": "application/json", "buffer": text.encode()})
-
-
 def test_conversation_is_saved_to_files_and_opened_again(
     fake_window, fake_model, fake_page, open_window, tmp_path
-):  # noqa: F811
+):
     window = fake_window
     fake_model.answer = lambda question: [Delta("Hm.", is_thought=True), "**ja** <br> \U0001f642"]
     window.send(TYPED)
@@ -184,13 +170,13 @@ def test_conversation_is_saved_to_files_and_opened_again(
     assert fake_model.asked[-1][1:3] == [user(TYPED), assistant("**ja** <br> \U0001f642", thought="Hm.")]
 
 
-def test_file_that_is_no_conversation_is_refused(fake_window):  # noqa: F811
+def test_file_that_is_no_conversation_is_refused(fake_window):
     open_file(fake_window, '{"messages": [{"role": "user"}]}')
     expect(fake_window.toasts).to_contain_text('Message 1 has no text as "content".')
     assert fake_window.ask("one") == "You said one."
 
 
-def test_two_tabs_keep_each_other_s_conversations(fake_page, fake_model, open_window):  # noqa: F811
+def test_two_tabs_keep_each_other_s_conversations(fake_page, fake_model, open_window):
     one = open_window(fake_page[1])
     other = type(one)(one.page.context.new_page(), fake_page[1])
     one.ask("one")
@@ -218,17 +204,43 @@ def test_restart_of_the_server_loses_nothing_on_the_screen(open_window):
         ui.close()
 
 
-def test_restart_in_the_middle_of_an_answer_leaves_what_stood_there(open_window):
-    ui = build_ui(FakeChat(endless))
-    window = open_window(launch_ui(ui))
-    port = ui.server_port
-    window.send("one")
-    expect(window.answers).to_contain_text("word1")
-    ui.close()
-    model = FakeChat(lambda text: ["the end."])
-    ui = build_ui(model)
+SERVE = """
+import sys
+from chat_ui import build_ui, launch_ui
+from scripted_chat import FakeChat, endless
+answer = endless if sys.argv[2] == "endless" else lambda text: ["the end."]
+ui = build_ui(FakeChat(answer))
+print(launch_ui(ui, port=int(sys.argv[1])), flush=True)
+ui.block_thread()
+"""
+
+
+class Server:
+    """The page in a process of its own, which can be killed."""
+
+    def __init__(self, port: int, answer: str):
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        command = [sys.executable, "-c", SERVE, str(port), answer]
+        self._process = subprocess.Popen(
+            command, env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True
+        )
+        self.address = self._process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def test_death_of_the_server_in_an_answer_loses_nothing_that_stood_there(open_window):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = Server(port, "endless")
     try:
-        launch_ui(ui, port=port)
+        window = open_window(server.address)
+        window.send("one")
+        expect(window.answers).to_contain_text("word1")
+        server.kill()
+        server = Server(port, "the end")
         go_on = window.page.get_by_role("button", name="Continue")
         expect(go_on).to_be_visible()  # the page has loaded itself anew
         begun = window.answers.inner_text().strip()
@@ -236,8 +248,17 @@ def test_restart_in_the_middle_of_an_answer_leaves_what_stood_there(open_window)
         go_on.click()
         expect(window.answers).to_have_text(f"{begun} the end.")
         window.wait_for_rest()
+
+        server.kill()
+        window.box.fill("two")
+        window.box.press("Enter")
+        expect(window.toasts).to_contain_text("Connection to the server was lost")
+        server = Server(port, "the end")
+        expect(window.toasts).to_be_hidden()
+        expect(window.box).to_have_value("two")  # it was not sent, and not lost
+        expect(window.questions).to_have_text(["one"])
     finally:
-        ui.close()
+        server.kill()
 
 
 def test_switches_of_the_template_are_on_the_page(open_window):
@@ -254,7 +275,7 @@ def test_switches_of_the_template_are_on_the_page(open_window):
         ui.close()
 
 
-def test_heading_says_what_answers(fake_window):  # noqa: F811
+def test_heading_says_what_answers(fake_window):
     expect(fake_window.page.get_by_role("heading", name="Chat with fake-1b")).to_be_visible()
     expect(fake_window.page.get_by_text("INT8 on CPU, FakeEngine")).to_be_visible()
 
@@ -288,7 +309,8 @@ def leaks(site: str) -> str:
     """Markdown and HTML that would carry something to another site."""
     return f"""![a]({site}/image) ![b][r] [link]({site}/link "title") <{site}/auto> {site}/bare
 <img src="{site}/img"><iframe src="{site}/frame"></iframe><link rel="prefetch" href="{site}/prefetch">
-<style>@import url({site}/import); @font-face {{ font-family: x; src: url({site}/font) }} p {{ font-family: x }}</style>
+<style>@import url({site}/import); @font-face {{ font-family: x; src: url({site}/font) }}
+p {{ font-family: x }}</style>
 <p style="background: url({site}/css); font-family: x">styled</p><video src="{site}/video" autoplay></video>
 <object data="{site}/object"></object><svg><image href="{site}/svg"></image></svg>
 $$\\includegraphics{{{site}/latex}}$$
@@ -301,7 +323,7 @@ graph LR; A["<img src='{site}/mermaid'>"] --> B
 """
 
 
-def test_nothing_in_a_text_makes_the_browser_load_anything(fake_window, fake_model, elsewhere):  # noqa: F811
+def test_nothing_in_a_text_makes_the_browser_load_anything(fake_window, fake_model, elsewhere):
     window = fake_window
     site = f"http://127.0.0.1:{elsewhere.server_port}"
     fake_model.answer = lambda question: [Delta(leaks(site), is_thought=True), leaks(site)]
@@ -309,40 +331,44 @@ def test_nothing_in_a_text_makes_the_browser_load_anything(fake_window, fake_mod
     expect(window.answers.last).to_contain_text("styled")
     window.wait_for_rest()
     window.page.get_by_role("button", name="Thoughts").click()
-    window.answers.last.get_by_role("link", name="link").hover()
+    window.answers.last.get_by_role("link", name="link", exact=True).hover()
     expect(window.page.get_by_text("styled")).to_have_count(3)
-    window.page.wait_for_load_state("networkidle")
+    window.page.evaluate("new Promise(done => requestIdleCallback(done))")
     assert elsewhere.asked == []
 
 
-def test_browser_would_load_nothing_even_if_a_text_got_through(fake_window, elsewhere):  # noqa: F811
+def test_browser_would_load_nothing_even_if_a_text_got_through(fake_window, elsewhere):
     site = f"http://127.0.0.1:{elsewhere.server_port}"
-    loaded = fake_window.page.evaluate(
-        """async site => {
+    fake_window.page.evaluate(
+        """site => {
+            window.blocked = [];
+            document.addEventListener("securitypolicyviolation", event => blocked.push(event.blockedURI));
             document.body.insertAdjacentHTML("beforeend", `<img src="${site}/img">
                 <iframe src="${site}/frame"></iframe><video src="${site}/video"></video>
                 <object data="${site}/object"></object><link rel="stylesheet" href="${site}/css">
                 <style>@font-face { font-family: x; src: url(${site}/font) }</style>
                 <p style="font-family: x; background: url(${site}/background)">text</p>`);
-            const tries = [fetch(site + "/fetch"), new FontFace("y", `url(${site}/face)`).load()];
+            fetch(site + "/fetch").catch(() => 0);
+            new FontFace("y", `url(${site}/face)`).load().catch(() => 0);
             new Image().src = site + "/image";
             navigator.sendBeacon(site + "/beacon");
-            return (await Promise.allSettled(tries)).map(one => one.status);
         }""",
         site,
     )
-    assert loaded == ["rejected", "rejected"]
-    fake_window.page.wait_for_load_state("networkidle")
+    tried = ["img", "video", "css", "font", "background", "fetch", "face", "image", "beacon"]
+    expected = {site, *(f"{site}/{name}" for name in tried)}  # of frames the site alone is told
+    poll(fake_window, lambda: set(fake_window.page.evaluate("blocked")) >= expected)
     assert elsewhere.asked == []
 
 
-def test_page_elsewhere_cannot_ask(fake_model, fake_page, fake_window, elsewhere, browser):  # noqa: F811
+def test_page_elsewhere_cannot_ask(fake_model, fake_page, fake_window, elsewhere, browser):
     target = f"{fake_page[1]}gradio_api/call/chat"
     elsewhere.page = f"""<script>(async () => {{
         const body = JSON.stringify({{data: ["stolen", "", 1, 1, 0, 1, 0, "", 5, ""]}});
         for (const type of ["text/plain", "application/json"])
-            await fetch("{target}", {{method: "POST", mode: "no-cors", headers: {{"Content-Type": type}}, body}})
-                .catch(() => 0);
+            await fetch("{target}", {{
+                method: "POST", mode: "no-cors", headers: {{"Content-Type": type}}, body
+            }}).catch(() => 0);
         document.title = "tried";
     }})()</script>"""
     page = browser.new_page()
@@ -353,7 +379,7 @@ def test_page_elsewhere_cannot_ask(fake_model, fake_page, fake_window, elsewhere
     assert [messages[-1] for messages in fake_model.asked] == [user("mine")]
 
 
-def test_password_opens_the_page(open_window, browser):  # noqa: F811
+def test_password_opens_the_page(browser):
     ui = build_ui(FakeChat())
     try:
         page = browser.new_page()
@@ -367,7 +393,7 @@ def test_password_opens_the_page(open_window, browser):  # noqa: F811
         ui.close()
 
 
-def test_leaving_before_the_answer_stops_the_model_within_two_tokens(fake_window, fake_model):  # noqa: F811
+def test_leaving_before_the_answer_stops_the_model_within_two_tokens(fake_window, fake_model):
     fake_model.answer = endless
     fake_window.send("tell me everything")
     expect(fake_window.answers).to_contain_text("word0")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from scripted_chat import FakeChat
 
 import chat_command
 import chat_ui
 import conversion
 from chat_command import is_loopback, parsed
+from scripted_chat import FakeChat
 
 ROOT = Path(__file__).parents[1]
 

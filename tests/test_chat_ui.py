@@ -12,7 +12,6 @@ from contextlib import closing
 import gradio as gr
 import httpx
 import pytest
-from scripted_chat import FakeChat, assistant, endless, system, user
 from gradio_client import Client
 from gradio_client.client import Job
 from gradio_client.exceptions import AppError
@@ -22,6 +21,7 @@ import chat_ui
 from chat import Delta
 from chat_ui import EXAMPLES, build_ui, launch_ui
 from sampling import OPTIONS, SamplingParams
+from scripted_chat import FakeChat, assistant, endless, system, user
 
 OUT_OF_RANGE = {
     "temperature": 2.1,

@@ -155,6 +155,15 @@ def test_without_any_library_it_says_what_is_missing():
     assert "Traceback" not in report
 
 
+def test_an_older_python_is_told_before_anything_is_imported():
+    code = "import sys; sys.version_info = (3, 9); sys.modules['forecast'] = None; import doctor"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Python 3.11 or newer is needed, this is 3.")
+
+
 def test_as_json_without_any_library():
     report = json.loads(run("--json", flags=("-S", "-E", "-s")))
     assert {finding["name"] for finding in report["findings"]} >= {"Python", "Libraries", "Memory", "Ports"}

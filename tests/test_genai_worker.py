@@ -288,6 +288,7 @@ def test_the_process_says_how_much_its_cache_holds(settings):
     assert tokens % BLOCK == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_loaded_is_told(settings, tmp_path):
     for wrong, error in (("folder", str(tmp_path)), ("device", "TPU")):
         with start() as process:
@@ -344,6 +345,7 @@ genai_worker.main()
         assert b"a library's" in process.stderr.read()
 
 
+@pytest.mark.slow
 def test_neither_process_imports_what_models_are_converted_with(settings):
     """And the one that asks does not load OpenVINO GenAI."""
     loading = f"""

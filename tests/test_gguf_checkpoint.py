@@ -1,15 +1,18 @@
 """A GGUF file as a checkpoint: the tokenizer is llama.cpp's, the configuration says what the file says."""
 
+import itertools
 import json
+from functools import cache
 from pathlib import Path
 
 import gguf
 import pytest
 from gguf.constants import TokenType
+from make_pre_tokenizer_reference import write_gguf as write_vocabulary
 from transformers import AutoConfig, AutoTokenizer
 
 from config import DEFAULT_MODEL
-from gguf_checkpoint import tokenizer_from_gguf
+from gguf_checkpoint import KINDS, tokenizer_from_gguf
 from model_source import fetch_checkpoint
 
 REFERENCE = json.loads((Path(__file__).parent / "data/smollm2_token_reference.json").read_text())
@@ -26,11 +29,52 @@ def write_gguf(path: Path, metadata: dict) -> Path:
 
 
 # SentencePiece vocabularies come without a pre-tokenizer.
-@pytest.mark.parametrize("pre", [{}, {"tokenizer.ggml.pre": "llama-bpe"}], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("pre", [{}, {"tokenizer.ggml.pre": "tekken"}], ids=["llama", "gpt2"])
 def test_another_kind_of_tokenizer_is_refused(tmp_path, pre):
     kind = "gpt2" if pre else "llama"
     path = write_gguf(tmp_path / "model.gguf", {"tokenizer.ggml.model": kind, **pre})
     with pytest.raises(ValueError, match=f"kind .*{kind}.*{pre.get('tokenizer.ggml.pre', None)}"):
+        tokenizer_from_gguf(path)
+
+
+OTHERS = json.loads((Path(__file__).parent / "data/pre_tokenizer_reference.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def of_kind(tmp_path_factory):
+    """The tokenizer of a GGUF file with one vocabulary and a kind of pre-tokenizer."""
+
+    @cache
+    def read(kind: str):
+        path = tmp_path_factory.mktemp("gguf") / f"{kind}.gguf"
+        return tokenizer_from_gguf(write_vocabulary(path, kind, OTHERS["tokens"], OTHERS["merges"]))
+
+    return read
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_known_kind_of_tokenizer_gives_llama_cpp_s_ids(of_kind, kind):
+    tokenizer = of_kind(kind)
+    found = {name: tokenizer.encode(text, add_special_tokens=False) for name, text in OTHERS["texts"].items()}
+    assert found == OTHERS["ids"][kind]
+
+
+def test_the_reference_tells_the_kinds_apart():
+    for one, other in itertools.combinations(KINDS, 2):
+        assert OTHERS["ids"][one] != OTHERS["ids"][other]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_known_kind_of_tokenizer_gives_the_text_back(of_kind, kind):
+    for text in OTHERS["texts"].values():
+        assert of_kind(kind).decode(of_kind(kind).encode(text, add_special_tokens=False)) == text
+
+
+@pytest.mark.parametrize("content", [b"GGUF", b"<html>", b"GGUF" + bytes(60)])
+def test_what_is_no_whole_gguf_file_is_named(tmp_path, content):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.gguf (is no whole GGUF file|has a tokenizer of kind)"):
         tokenizer_from_gguf(path)
 
 

@@ -58,6 +58,14 @@ def test_a_narrow_graph_from_the_cache_costs_nothing_less_than_nothing(monkeypat
     assert (found.seconds_per_layer, found.bytes_per_second) == (0.0, pytest.approx(4e10))
 
 
+def test_a_disturbed_narrow_graph_leaves_a_speed_that_can_be(monkeypatch):
+    monkeypatch.setattr(
+        machine, "_time_one_token", lambda width, *_: (2e6, 1.0) if width == 256 else (4e8, 0.01)
+    )
+    found = decoding_speed("INT8")
+    assert found.bytes_per_second == pytest.approx(8e10)
+
+
 @pytest.mark.parametrize("precision", WEIGHT_BYTES)
 def test_the_graphs_have_the_weights_that_are_counted(precision, monkeypatch):
     import numpy as np

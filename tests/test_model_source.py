@@ -187,7 +187,7 @@ def test_a_downloaded_model_needs_neither_the_hub_nor_free_disk_space(hub, fetch
 @pytest.mark.slow
 def test_a_dropped_connection_is_taken_up_where_it_ended(hub, fetch):
     # huggingface_hub keeps what has arrived in chunks of 10 MiB
-    hub.repos[REPO] = METADATA | {"model.safetensors": os.urandom(1 << 20) * 24}
+    hub.repos[REPO] = METADATA | {"model.safetensors": weights(os.urandom(1 << 20) * 24)}
     hub.faults["model.safetensors"] = ["drop"]
     outcome = fetch()
     assert outcome.error == ""
@@ -316,6 +316,83 @@ def test_a_full_disk_is_found_out_before_anything_is_downloaded(hub, fetch):
             assert words in outcome.text
     assert hub.log
     assert not any("/resolve/" in entry.path for entry in hub.log)
+
+
+ADAPTER = {
+    "adapter_config.json": json.dumps({"peft_type": "LORA", "base_model_name_or_path": REPO}).encode(),
+    "adapter_model.safetensors": weights(b"adapter"),
+    "README.md": b"# An adapter",
+}
+ADAPTED = """
+import json, sys
+import model_source
+from config import get_model_config
+found = model_source.find_checkpoint(sys.argv[1])
+before = found.missing_bytes, found.base.missing_bytes
+fetched = model_source.fetch_weights(found)
+again = model_source.checkpoint_revision(get_model_config(sys.argv[1]))
+print(json.dumps([before, str(fetched.folder), str(fetched.base.folder), fetched.revision, again]))
+"""
+
+
+def test_an_adapter_s_base_is_found_and_fetched_with_it(hub, home):
+    hub.repos = {REPO: METADATA | SINGLE, "someone/adapter": ADAPTER}
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    output = run_python(ADAPTED, "someone/adapter", **settings).communicate()[0]
+    before, adapter, base, revision, again = json.loads(output)
+    assert before == [len(ADAPTER["adapter_model.safetensors"]), len(SINGLE["model.safetensors"])]
+    assert {file.name for file in Path(adapter).iterdir()} == ADAPTER.keys() - {"README.md"}
+    assert {file.name for file in Path(base).iterdir()} == (METADATA | SINGLE).keys()
+    assert revision == again == f"{hub.revision('someone/adapter')}+{hub.revision(REPO)}"
+
+
+READY = {
+    "openvino_model.xml": b"<net/>",
+    "openvino_model.bin": b"weights" * 100,
+    "openvino_tokenizer.xml": b"<net/>",
+    "openvino_tokenizer.bin": b"tokens",
+}
+
+
+def test_of_a_repository_with_openvino_ir_all_of_it_is_fetched(hub, fetch):
+    hub.repos[REPO] = METADATA | READY | {"openvino_model.onnx": b"other", "notes.bin": b"other"}
+    outcome = fetch()
+    assert outcome.error == ""
+    assert {file.name for file in Path(outcome.text).iterdir()} == (METADATA | READY).keys()
+    hub.stop()
+    assert fetch() == outcome
+
+
+def test_a_repository_of_gguf_files_is_answered_in_words_before_anything_is_downloaded(hub, fetch):
+    hub.repos[REPO] = {"chatbot-Q4_K_M.gguf": b"GGUF", "chatbot-Q8_0.gguf": b"GGUF", "config.json": b"{}"}
+    outcome = fetch()
+    assert outcome.error == "ValueError"
+    assert f"hf download {REPO} chatbot-Q4_K_M.gguf" in outcome.text
+    assert "the model that they were made from" in outcome.text
+    assert hub.fetched() == []
+
+
+def test_what_was_quantized_by_others_is_refused_before_its_weights_are_downloaded(hub, fetch):
+    settings = {"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}
+    hub.repos[REPO] = METADATA | SINGLE | {"config.json": json.dumps(settings).encode()}
+    outcome = fetch()
+    assert (outcome.error, "'gptq'" in outcome.text) == ("ValueError", True)
+    assert "model.safetensors" not in hub.fetched()
+
+
+def test_named_templates_are_fetched_too(hub, fetch):
+    template = "additional_chat_templates/tool_use.jinja"
+    hub.repos[REPO] = METADATA | SINGLE | {template: b"with tools", "onnx/config.json": b"{}"}
+    outcome = fetch()
+    assert Path(outcome.text, template).read_bytes() == b"with tools"
+    assert not Path(outcome.text, "onnx").exists()
+
+
+def test_a_file_of_weights_that_arrived_damaged_is_named(hub, fetch):
+    hub.repos[REPO] = METADATA | {"model.safetensors": SINGLE["model.safetensors"][:-1]}
+    outcome = fetch()
+    assert outcome.error == "ValueError"
+    assert "model.safetensors ends too early" in outcome.text
 
 
 # Which state of a checkpoint

@@ -24,6 +24,7 @@ import mpt_converter
 from chat import ChatModel, SamplingParams
 from config import SUPPORTED_MODELS
 from conftest import EXACT
+from model_folder import model_folder
 from mpt_converter import cache_names, convert_mpt, export_mpt_onnx
 from mpt_forward import alibi_slopes, load_mpt
 from ov_mpt_model import OVMPTModel
@@ -610,17 +611,18 @@ def test_prepared_models_of_all_precisions_chat(tiny_checkpoints, tmp_path, prec
     assert [path for path in folder.parent.iterdir() if path.is_dir()] == [folder]
 
 
-@pytest.mark.parametrize("step", ["export_fp16", "_save_tokenizer"])
+@pytest.mark.parametrize("step", ["export_fp16", "write_tokenizer"])
 def test_after_ctrl_c_nothing_is_left(tiny_checkpoints, tmp_path, monkeypatch, step):
-    def interrupted(*arguments):
-        original(*arguments)
+    def interrupted(*arguments, **options):
+        original(*arguments, **options)
         raise KeyboardInterrupt
 
     original = getattr(conversion, step)
     monkeypatch.setattr(conversion, step, interrupted)
     with pytest.raises(KeyboardInterrupt):
         conversion.prepare_model("mpt-7b-chat", "INT8", tmp_path, tiny_checkpoints["mpt"])
-    assert not [path for path in (tmp_path / "mpt-7b-chat").iterdir() if not path.name.endswith(".lock")]
+    home = model_folder("mpt-7b-chat", "INT8", tmp_path, tiny_checkpoints["mpt"]).parent
+    assert not [path for path in home.iterdir() if not path.name.endswith(".lock")]
 
 
 def test_a_transformers_pipeline(tiny_checkpoints, tmp_path):

@@ -5,13 +5,16 @@ from contextlib import closing
 from http.client import HTTPConnection
 from urllib.parse import urlsplit
 
+import gradio as gr
 import httpx
 import pytest
-from scripted_chat import FakeChat
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from gradio_client import Client
 
-from chat_ui import build_ui, launch_ui
-from page_guard import LARGEST_BODY
+from chat_ui import CSS, THEME, build_ui, launch_ui
+from page_guard import LARGEST_BODY, PageGuard
+from scripted_chat import FakeChat
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +107,16 @@ def test_password_is_asked_for():
         assert client.predict("hello", api_name="/chat") == "You said hello."
     finally:
         ui.close()
+
+
+def test_page_in_an_application_of_one_s_own_is_guarded_too():
+    app = gr.mount_gradio_app(FastAPI(), build_ui(FakeChat()), path="/chat", css=CSS, theme=THEME)
+    app.add_middleware(PageGuard)
+    with TestClient(app, base_url="http://127.0.0.1") as web:
+        page = web.get("/chat/")
+        assert page.status_code == 200
+        assert "default-src 'self' data:" in page.headers["Content-Security-Policy"]
+        assert web.get("/chat/", headers={"Host": "evil.example"}).status_code == 403
+        assert web.post("/chat/gradio_api/upload", files={"files": ("x.txt", b"x")}).status_code == 403
+        body = {"data": ["hello", "", 1, 1, 0, 1, 0, "", 5, ""]}
+        assert web.post("/chat/gradio_api/call/chat", json=body).status_code == 200

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from scripted_chat import assistant, system, user
 
 from chat import ReplyStats
 from page_rendering import (
@@ -22,6 +21,7 @@ from page_rendering import (
     typed,
     written,
 )
+from scripted_chat import assistant, system, user
 
 
 def texts(messages: list[dict]) -> list[tuple[str, str | None]]:

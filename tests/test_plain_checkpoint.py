@@ -203,6 +203,17 @@ def test_8_bit_floats_become_the_numbers_they_stand_for(copy, tmp_path, block):
         torch.testing.assert_close(found[name], weight.bfloat16(), rtol=0, atol=0)
 
 
+def test_a_missing_scale_is_named(copy, tmp_path):
+    name = min(as_float8(copy, 32))
+    tensors = load_file(copy / "model.safetensors")
+    del tensors[name + "_scale_inv"]
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    found = find_checkpoint(str(copy))
+    message = f"{name} is quantized, but its scale is not there"
+    with pytest.raises(ValueError, match=message), plain_checkpoint(found, tmp_path):
+        pass
+
+
 def test_blocks_at_the_edge_may_be_smaller():
     weight = torch.ones(5, 7).to(torch.float8_e4m3fn)
     scale = torch.tensor([[1.0, 2.0], [3.0, 4.0]])

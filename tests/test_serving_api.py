@@ -657,8 +657,8 @@ def test_no_more_answers_at_once_than_the_engine_takes():
 
 def test_key_is_needed_for_everything_but_health():
     with served(FakeChat(), api_key="secret") as address:
-        for key in (None, "wrong", "sécret"):
-            headers = {"Authorization": f"Bearer {key}".encode()} if key else {}
+        for given in (None, "Bearer wrong", "Bearer sécret", "Bearer", "Basic secret", "secret"):
+            headers = {"Authorization": given.encode()} if given else {}
             for path in ("/v1/models", "/metrics", "/nowhere"):
                 response = httpx.get(f"{address}{path}", headers=headers)
                 assert error_of(response, 401)["code"] == "invalid_api_key"

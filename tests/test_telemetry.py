@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import conversion
 import telemetry
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +84,22 @@ def test_converting_loading_chatting_and_serving_reach_nobody(tiny_checkpoints, 
     assert hosts == []
     assert output.splitlines()[-1] == "True True True"
     assert not (tmp_path / "intel").exists()  # where OpenVINO keeps the id it gives its users
+
+
+@pytest.mark.slow
+def test_the_process_of_genai_engine_reaches_nobody(tiny_checkpoints, tmp_path):
+    folder = conversion.prepare_model(
+        "llama-2-chat-7b", "FP16", tmp_path / "models", tiny_checkpoints["llama"]
+    )
+    script = """
+import genai_worker
+from genai_process import Settings
+genai_worker.load(Settings(sys.argv[1], "CPU", {}, 1))
+print("openvino_genai" in sys.modules)
+"""
+    output, hosts = outside_attempts(tmp_path, script, folder)
+    assert hosts == []
+    assert output.splitlines()[-1] == "True"
 
 
 @pytest.mark.slow

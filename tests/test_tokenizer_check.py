@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from openvino_tokenizers import convert_tokenizer
 from tokenizers import normalizers, pre_tokenizers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import conversion
 import tokenizer_check
+import tokenizer_files
 from chat_tokenizer import open_tokenizer
 from config import ModelConfig
 from prompt import PromptWriter
@@ -129,7 +130,8 @@ def test_a_detokenizer_of_another_tokenizer_is_noticed(tmp_path):
 def test_a_mislabelled_tokenizer_is_written_as_it_was_published(mislabelled, tmp_path):
     output = tmp_path / "output"
     LLAMA.save_pretrained(output)
-    conversion._convert_tokenizer(mislabelled, output, ModelConfig("test/model"))
+    GenerationConfig(eos_token_id=2).save_pretrained(output)
+    tokenizer_files.write_tokenizer(mislabelled, output, ModelConfig("test/model"))
     assert differences(open_tokenizer(mislabelled), open_tokenizer(output)) == []
     assert (output / "openvino_tokenizer.xml").is_file()
     assert (output / "openvino_detokenizer.xml").is_file()
@@ -137,8 +139,10 @@ def test_a_mislabelled_tokenizer_is_written_as_it_was_published(mislabelled, tmp
 
 def test_a_graph_that_differs_is_not_written(mislabelled, tmp_path, monkeypatch, caplog):
     wrong = [Difference("a", [1], [2])]
-    monkeypatch.setattr(conversion, "graph_differences", lambda *_: wrong)
-    conversion._save_tokenizer(read_tokenizer(mislabelled, LLAMA), tmp_path / "output")
+    monkeypatch.setattr(tokenizer_files, "graph_differences", lambda *_: wrong)
+    tokenizer = read_tokenizer(mislabelled, LLAMA)
+    tokenizer.save_pretrained(tmp_path / "output")
+    tokenizer_files.write_tokenizer_ir(tokenizer, tmp_path / "output")
     written = {file.name for file in (tmp_path / "output").iterdir()}
     assert written == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     assert "'a' becomes [2] instead of [1]" in caplog.text

@@ -2,17 +2,27 @@
 imitations of the kernel's files.
 """
 
+import mmap
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 import workspace
-from workspace import available_memory, check_disk, check_memory, exclusive, written_whole
+from workspace import (
+    available_memory,
+    check_disk,
+    check_memory,
+    exclusive,
+    link_or_copy,
+    recover,
+    written_whole,
+)
 
 ROOT = Path(__file__).parents[1]
 WAY_OUT = "Choose a smaller model."
@@ -45,6 +55,123 @@ def test_written_whole_keeps_the_older_folder_until_the_end(tmp_path):
         assert [path.name for path in folder.iterdir()] == ["old"]
     assert [path.name for path in folder.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_that_is_replaced_is_always_there_whole(tmp_path, monkeypatch):
+    folder, seen, rename = tmp_path / "model", [], Path.rename
+    folder.mkdir()
+    (folder / "old").touch()
+
+    def watched(path, target):
+        seen.append(sorted(found.name for found in tmp_path.rglob("*") if found.is_file()))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    with written_whole(folder) as partial:
+        (partial / "new").touch()
+    assert seen == [["new", "old"], ["new", "old"]]
+    assert [path.name for path in folder.iterdir()] == ["new"]
+
+
+def test_if_the_new_folder_cannot_take_its_place_the_old_one_does(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "model", Path.rename
+    folder.mkdir()
+    (folder / "old").touch()
+
+    def refused(path, target):
+        if path.name.endswith(".partial"):
+            raise PermissionError("in use")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(PermissionError), written_whole(folder) as partial:
+        (partial / "new").touch()
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_an_old_folder_that_cannot_be_renamed_stays_and_is_named(tmp_path, monkeypatch):
+    """As on Windows, where another process has its files mapped."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").touch()
+
+    def refused(path, target):
+        raise PermissionError("in use")
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OSError, match=r"model is in use and cannot be replaced.*End the programs"):  # noqa: SIM117
+        with written_whole(folder) as partial:
+            (partial / "new").touch()
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_what_a_killed_process_had_renamed_aside_is_recovered(tmp_path, killed):
+    folder, aside = tmp_path / "model", tmp_path / "model.replaced"
+    aside.mkdir()
+    (aside / "old").touch()
+    if killed == "after":
+        folder.mkdir()
+        (folder / "new").touch()
+    recover(folder)
+    assert [path.name for path in folder.iterdir()] == ["old" if killed == "before" else "new"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not rename what is mapped")
+def test_who_has_the_old_folder_mapped_keeps_its_content(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"old")
+    with (folder / "weights").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as old:
+        with written_whole(folder) as partial:
+            (partial / "weights").write_bytes(b"new")
+        assert old[:] == b"old"
+    assert (folder / "weights").read_bytes() == b"new"
+
+
+def test_a_link_has_the_content_and_a_copy_stands_in_for_it(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"content")
+    link_or_copy(tmp_path / "file", tmp_path / "link")
+    monkeypatch.setattr(workspace.os, "link", Mock(side_effect=OSError("no links here")))
+    link_or_copy(tmp_path / "file", tmp_path / "copy")
+    assert (tmp_path / "link").read_bytes() == (tmp_path / "copy").read_bytes() == b"content"
+    assert (tmp_path / "copy").stat().st_nlink == 1
+
+
+# Progress
+
+
+@pytest.mark.parametrize(
+    ("share", "size", "total", "shown"),
+    [
+        ([], None, None, ""),
+        ([0.456], None, None, "46%, "),
+        ([0.5], 900, 1000, "50%, "),
+        ([], 0, None, ""),
+        ([], 10, 1000, ""),  # configurations
+        ([], 500, 1000, "500B of 1.00kB, "),
+        ([], 2000, 1000, "1.00kB of 1.00kB, "),
+        ([], 2000, None, "2.00kB, "),
+    ],
+    ids=str,
+)
+def test_how_far_the_work_is(tmp_path, share, size, total, shown):
+    if size is not None:
+        (tmp_path / "file").write_bytes(bytes(size))
+    assert workspace._how_far(share, None if size is None else tmp_path, total) == shown
+
+
+def test_what_the_work_counts_reaches_the_bar_around_it_only(monkeypatch):
+    seen = []
+    monkeypatch.setattr(workspace, "_how_far", lambda share, *_: seen.append(list(share)) or "")
+    workspace.report_progress(0.1)  # nobody shows it
+    with workspace.show_progress("Outer"), workspace.show_progress("Inner"):
+        workspace.report_progress(0.5)
+        assert workspace._share.get() == [0.5]
+    assert workspace._share.get() is None
 
 
 def test_a_killed_process_leaves_no_lock_and_its_partial_folder_is_cleared(tmp_path):
