@@ -75,9 +75,13 @@ def server(*words: str) -> Iterator[tuple[RemoteChatModel, subprocess.Popen]]:
 
 def with_rays_router() -> None:
     """`serving.cluster`, but with the router that Ray Serve takes by itself."""
+    from serving import cluster
+
+    cluster.set_environment()
+
     from ray.serve.config import RequestRouterConfig
 
-    from serving import cluster, replicas
+    from serving import replicas
 
     replicas.ROUTER = RequestRouterConfig().request_router_class
     cluster.main(sys.argv[1:])

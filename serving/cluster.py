@@ -104,12 +104,8 @@ def main(arguments: list[str] | None = None) -> None:
         ray.shutdown()
 
 
-def start_ray() -> None:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine alone.
-
-    Raises:
-        SystemExit: Ray does not start; in words.
-    """
+def set_environment() -> bool:
+    """Say to Ray, before it is imported, how it is to behave; returns whether it will be one of its own."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here goes before the engines
     alone = not os.environ.get("RAY_ADDRESS")
@@ -117,6 +113,16 @@ def start_ray() -> None:
         # What Ray does on macOS and Windows anyway: its own processes listen on 127.0.0.1 only.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    return alone
+
+
+def start_ray() -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine alone.
+
+    Raises:
+        SystemExit: Ray does not start; in words.
+    """
+    alone = set_environment()
 
     import ray
 
