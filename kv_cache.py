@@ -23,7 +23,7 @@ import openvino
 
 from graph_edits import WANTED, join_products, keep_wanted_logits, weight_bytes
 from tuning import SMALL_MODEL
-from workspace import check_memory
+from workspace import check_memory, give_back_memory
 
 FIRST_CAPACITY = 1024  # tokens; doubled when they do not suffice
 # Several tokens are computed as a multiple of this many. For every new number OpenVINO's CPU plugin generates
@@ -82,7 +82,7 @@ class PagedModel:
         self._coming: Future[OneTokenRequest] | None = None
         if device == "CPU" and weight_bytes(graph) <= SMALL_MODEL:
             beside = ThreadPoolExecutor(1, "compile for one token")
-            self._coming = beside.submit(OneTokenRequest, graph, properties)
+            self._coming = beside.submit(_compiled_for_one_token, graph, properties)
             beside.shutdown(wait=False)
 
     @property
@@ -112,8 +112,9 @@ class PagedModel:
             coming: how many tokens the sequence is going to have next.
         """
         needed = max(coming + STEP, FIRST_CAPACITY)
-        if self._capacity > 4 * needed:
+        if self._capacity > 2 * needed:
             self._reserve(needed, wanted)
+            give_back_memory()
         return wanted
 
     def infer(self, new_ids: list[int], past: int) -> np.ndarray:
@@ -213,6 +214,12 @@ class OneTokenRequest:
         self._inputs["max_context_len"][...] = past + 1
         self.request.infer(share_outputs=True)
         return last_logits(self.request)
+
+
+def _compiled_for_one_token(graph: openvino.Model, properties: Mapping[str, str]) -> OneTokenRequest:
+    request = OneTokenRequest(graph, properties)
+    give_back_memory()  # what compiling has left behind
+    return request
 
 
 def last_logits(request: openvino.InferRequest) -> np.ndarray:

@@ -4,9 +4,11 @@ Knows files, processes and what the machine has left; formats of the Linux kerne
 Refuses to know what the work is: no word of models here.
 """
 
+import ctypes
 import math
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -200,6 +202,13 @@ def check_memory(needed: float, what: str, way_out: str) -> None:
             f"{what} needs {needed / 1e9:.1f} GB of memory, but only {available / 1e9:.1f} GB are available. "
             f"{way_out}"
         )
+
+
+def give_back_memory() -> None:
+    """Let the system have what this process has freed, where the C library can: glibc keeps it otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
