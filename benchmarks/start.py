@@ -124,7 +124,7 @@ def main() -> None:
         for title, moments in times.items()
     }
     gradio, genai = (median[title]["whole"] for title in list(contestants)[:2])
-    print(f"{processor()}; {options.rounds} rounds in turns, medians in seconds\n")
+    print(f"{processor().name}; {options.rounds} rounds in turns, medians in seconds\n")
     print("| | served | first token | goal: served | goal: first token |\n|---|---|---|---|---|")
     ratios = {}
     for title, moments in median.items():
