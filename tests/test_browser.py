@@ -1,7 +1,9 @@
 """The chat page in a real Chromium, on the default model, or on a fake one that fails or never ends."""
 
 import re
+import threading
 import time
+from contextlib import closing
 from itertools import pairwise
 from urllib.parse import urlsplit
 
@@ -13,6 +15,11 @@ import chat_ui
 from chat import ChatModel, Delta
 from chat_ui import EXAMPLES, build_ui, launch_ui
 from chat_window import ChatWindow, poll, wait_until_asked
+from config import ModelConfig
+from fakes import ScriptedEngine
+from loading_engine import LoadingEngine
+from prompt_formats import PROMPT_FORMATS, make_tokenizer
+from sampling import SamplingParams
 from scripted_chat import FakeChat, assistant, endless, user
 
 pytest_plugins = ["chat_window"]
@@ -230,6 +237,28 @@ def test_advanced_options_take_effect(window, real_model):
     assert real_model.engine.count == before + 5
     assert first.startswith(window.answers.inner_text())
     assert [sampling.temperature for sampling in real_model.samplings[-3:]] == [0, 0, 0]
+
+
+def test_who_asks_while_the_model_is_loading_waits_and_is_told_so(open_window):
+    prompt_format = PROMPT_FORMATS["chatml"]
+    tokenizer = make_tokenizer(prompt_format)
+    script = tokenizer.encode("I am an assistant." + prompt_format.turn_end, add_special_tokens=False)
+    loaded = threading.Event()
+
+    def load() -> ScriptedEngine:
+        assert loaded.wait(60)
+        return ScriptedEngine(script, max_context=512)
+
+    coming = LoadingEngine(load, 512, frozenset(), 1, SamplingParams())
+    with closing(build_ui(ChatModel(coming, tokenizer, ModelConfig("test/model")))) as ui:
+        window = open_window(launch_ui(ui))
+        window.send("Who are you?")
+        expect(window.stats).to_contain_text("Waiting for the model")
+        expect(window.answers).to_have_count(0)
+        loaded.set()
+        window.wait_for_rest()
+        expect(window.answers).to_have_text("I am an assistant.")
+        expect(window.stats).not_to_contain_text("Waiting")
 
 
 def test_html_in_an_answer_is_text(fake_window, fake_model):
