@@ -77,6 +77,7 @@ class ChatWindow:
             self.page.get_by_role("button", name="Advanced options").click()
         number.fill(str(value))
         number.press("Tab")
+        expect(self.page.get_by_label(f"range slider for {label}")).to_have_value(str(value))
 
 
 @pytest.fixture(scope="module")
