@@ -1,11 +1,11 @@
 """The chat page in a real Chromium, on the default model, or on a fake one that fails or never ends."""
 
 import re
+import socket
 import threading
 import time
 from contextlib import closing
 from itertools import pairwise
-from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import expect
@@ -550,14 +550,16 @@ def test_code_is_highlighted_and_copied(fake_page, fake_model, open_window):
 
 
 def test_conversations_outlive_the_server(open_window):
+    with socket.create_server(("127.0.0.1", 0)) as free:  # none that another page would take meanwhile
+        port = free.getsockname()[1]
     ui = build_ui(FakeChat())
-    window = open_window(launch_ui(ui))
+    window = open_window(launch_ui(ui, port=port))
     window.ask("one")
     expect(window.saved).to_have_text(["one"])
     ui.close()
     ui = build_ui(FakeChat())
     try:
-        window.page.goto(launch_ui(ui, port=urlsplit(window.page.url).port))
+        window.page.goto(launch_ui(ui, port=port))
         expect(window.saved).to_have_text(["one"])
     finally:
         ui.close()

@@ -189,9 +189,10 @@ def test_two_tabs_keep_each_other_s_conversations(fake_page, fake_model, open_wi
 
 
 def test_restart_of_the_server_loses_nothing_on_the_screen(open_window):
+    with socket.create_server(("127.0.0.1", 0)) as free:  # none that another page would take meanwhile
+        port = free.getsockname()[1]
     ui = build_ui(FakeChat())
-    window = open_window(launch_ui(ui))
-    port = ui.server_port
+    window = open_window(launch_ui(ui, port=port))
     window.ask("one")
     ui.close()
     model = FakeChat()
