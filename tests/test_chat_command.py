@@ -236,10 +236,21 @@ def test_proxy_and_offline_hub_are_no_trouble_and_ctrl_c_ends_it(smollm2_folder)
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_command_while_it_is_still_loading():
-    with start() as command:
-        with pytest.raises(subprocess.TimeoutExpired):
-            command.wait(timeout=1)
-        command.send_signal(signal.SIGINT)
-        _, words = command.communicate(timeout=60)
+def test_ctrl_c_ends_the_command_while_it_is_still_loading(smollm2_folder, tmp_path):
+    interrupted = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (tmp_path / "gradio.py").write_text(interrupted)  # imported while the model is being loaded
+    environment = {"PYTHONPATH": str(tmp_path), "LLM_CHATBOT_MODELS_DIR": str(smollm2_folder.parents[1])}
+    with start("--port", str(free_port()), **environment) as command:
+        _, words = command.communicate(timeout=30)
+    assert words == "Stopped.\n"
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_command_while_an_endpoint_is_silent():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        with start("--connect", url, "--port", str(free_port())) as command:
+            silent.accept()
+            command.send_signal(signal.SIGINT)
+            _, words = command.communicate(timeout=30)
     assert words == "Stopped.\n"
