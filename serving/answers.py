@@ -8,9 +8,10 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from chat import Chat, Delta, ReplyStats, ReplyStream, TokenLogprob
@@ -20,6 +21,11 @@ log = logging.getLogger(__name__)
 
 WAITING = 16  # requests that may wait for a place
 RETRY_AFTER = 5  # seconds that a client is told to wait where no more may
+
+# Seconds between two pieces of an answer, where they share a machine or cross to another. What the model
+# says in between travels together: 33 pieces a second look no different from 160, and each costs a step of
+# JSON, of sockets and, in a cluster, of Ray.
+PACE = 0.03
 
 Ended = Callable[[str, ReplyStats | None], None]  # how an answer ended, and its stats if it has begun
 
@@ -54,21 +60,28 @@ class Places:
         self._free.release()
 
 
-class OpenAnswer(Protocol):
-    """What an endpoint uses of an answer: `Answer`, or one that is computed elsewhere.
+@dataclass(frozen=True)
+class Piece:
+    """What came of an answer since the piece before.
 
-    logprobs: of the tokens since the piece before, once `begin` or `next` has returned.
-    stats: what it cost, once it is over.
+    delta: its text; None after the last one.
+    logprobs: of its tokens, where they were asked for.
+    stats: what the answer has cost up to here, the time in our queue included.
     """
 
+    delta: Delta | None
     logprobs: list[TokenLogprob]
     stats: ReplyStats
 
-    async def begin(self) -> Delta | None:
-        """The first piece, once there is a place; None where the answer is empty. Raises ApiError."""
 
-    async def next(self) -> Delta | None:
-        """The next piece, None after the last one. Raises ApiError."""
+class OpenAnswer(Protocol):
+    """What an endpoint uses of an answer: `Answer`, or one that is computed elsewhere."""
+
+    async def begin(self) -> Piece:
+        """The first piece, once there is a place. Raises ApiError."""
+
+    async def next(self) -> Piece:
+        """The next piece. Raises ApiError."""
 
     def close(self) -> None:
         """Stop the model, if it is still at it."""
@@ -116,12 +129,10 @@ class Answer:
     Args:
         ended: called once, when the answer is over or did not come to be: with how it ended and, if it has
             begun, its stats.
+        paced_from: how many answers have to be running for the pieces to keep `PACE`.
 
     An engine may refuse a second reply that the same thread has half read, so each is read by one thread that
     does nothing else. It holds the place until the model has stopped, and not until the client has read all.
-
-    Attributes:
-        logprobs: of the tokens since the piece before, once `begin` or `next` has returned.
     """
 
     def __init__(
@@ -130,31 +141,24 @@ class Answer:
         request: ChatRequest,
         places: Places,
         ended: Ended,
+        paced_from: int = 2,
     ):
         self._chat = chat
         self._request = request
         self._places = places
         self._ended = ended
+        self._paced_from = paced_from
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[Delta | ApiError | None, list[TokenLogprob]]] = asyncio.Queue()
+        self._arrived: deque[Piece | ApiError] = deque()
+        self._some = asyncio.Event()  # whether there is any
+        self._all = asyncio.Event()  # whether nothing more will come
+        self._due = 0.0  # when, by the loop's clock, the next piece is to be handed on
         self._stream: ReplyStream | None = None
         self._closed = False
         self._waited = 0.0
-        self.logprobs: list[TokenLogprob] = []
 
-    @property
-    def stats(self) -> ReplyStats:
-        """What the answer cost, the time in our queue included; there are none before its first piece."""
-        stats = self._stream.stats
-        first = stats.time_to_first_token
-        return replace(
-            stats,
-            waited=stats.waited + self._waited,
-            time_to_first_token=None if first is None else first + self._waited,
-        )
-
-    async def begin(self) -> Delta | None:
-        """The first piece, once there is a place; None where the answer is empty.
+    async def begin(self) -> Piece:
+        """The first piece, once there is a place.
 
         Raises:
             ApiError: 429, see `Places.enter`; otherwise see `next`.
@@ -172,18 +176,27 @@ class Answer:
         threading.Thread(target=self._read, name="answer", daemon=True).start()
         return await self.next()
 
-    async def next(self) -> Delta | None:
-        """The next piece, None after the last one.
+    async def next(self) -> Piece:
+        """The next piece: as soon as there is one, or `PACE` after the one before.
 
         Raises:
             ApiError: 400, the chat refuses the messages; 500, the model failed.
         """
-        event, self.logprobs = await self._events.get()
-        if isinstance(event, ApiError):
-            raise event
-        if event is None and self.stats.finish_reason not in ("stop", "length"):
+        if self._loop.time() < self._due:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._due):
+                    await self._all.wait()
+        await self._some.wait()
+        piece = self._arrived.popleft()
+        if not self._arrived:
+            self._some.clear()
+        if self._places.running >= self._paced_from:
+            self._due = self._loop.time() + PACE
+        if isinstance(piece, ApiError):
+            raise piece
+        if piece.delta is None and piece.stats.finish_reason not in ("stop", "length"):
             raise ApiError(500, "The answer was broken off.", code="cancelled")
-        return event
+        return piece
 
     def close(self) -> None:
         """Stop the model, if it is still at it."""
@@ -206,23 +219,48 @@ class Answer:
                     begun = True
                     new = deltas.logprobs[told:]
                     told += len(new)
-                    self._tell(self._events.put_nowait, (delta, new))
+                    self._tell(self._arrive, Piece(delta, new, self._stats()))
         except ValueError as error:
             # Who sees a chat of another machine refuse something sees it with the first piece.
             last = failure(error) if begun else ApiError(400, str(error))
         except Exception as error:
             last = failure(error)
-        self._tell(self._end, last, self._stream.logprobs[told:] if self._stream else [])
+        self._tell(self._end, last or Piece(None, self._stream.logprobs[told:], self._stats()))
 
-    def _end(self, last: ApiError | None, logprobs: list[TokenLogprob]) -> None:
+    def _stats(self) -> ReplyStats:
+        """What the answer has cost by now, the time in our queue included."""
+        stats = self._stream.stats
+        first = stats.time_to_first_token
+        return replace(
+            stats,
+            waited=stats.waited + self._waited,
+            time_to_first_token=None if first is None else first + self._waited,
+        )
+
+    def _arrive(self, piece: Piece) -> None:
+        before = self._arrived[-1] if self._arrived else None
+        if before is not None and before.delta.is_thought == piece.delta.is_thought:
+            self._arrived[-1] = Piece(
+                Delta(before.delta + piece.delta, piece.delta.is_thought),
+                before.logprobs + piece.logprobs,
+                piece.stats,
+            )
+        else:
+            self._arrived.append(piece)
+            self._some.set()
+
+    def _end(self, last: Piece | ApiError) -> None:
         self._places.leave()
-        if last is not None and last.status == 400:
+        if isinstance(last, ApiError) and last.status == 400:
             self._ended("invalid", None)
         elif self._stream is None:
             self._ended("error", None)
         else:
-            self._ended(self.stats.finish_reason or "error", self.stats)
-        self._events.put_nowait((last, logprobs))
+            stats = self._stats()
+            self._ended(stats.finish_reason or "error", stats)
+        self._arrived.append(last)
+        self._some.set()
+        self._all.set()
 
     def _tell(self, function: Callable, *arguments) -> None:
         with suppress(RuntimeError):  # the loop has ended, and with it all who would listen

@@ -156,6 +156,8 @@ class RemoteChatModel:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if self._is_ours:  # whose pieces are several tokens
+            request["stream_options"]["continuous_usage_stats"] = True
         for option in OPTIONS.values():
             value = getattr(sampling, option.name)
             wanted = self._is_ours or option.name in STANDARD or value != option.off

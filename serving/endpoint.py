@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Collection
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TypeVar
 
 from fastapi import FastAPI
@@ -18,8 +19,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from chat import Chat, Delta
-from serving.answers import Answers, AnswersHere, OpenAnswer
+from chat import Chat
+from serving.answers import Answers, AnswersHere, OpenAnswer, Piece
 from serving.metrics import Metrics
 from serving.schema import ApiError, ChatRequest, read_json, read_request
 from serving.security import BODY_LIMIT, Guard, error_response, read_body
@@ -142,7 +143,7 @@ class Endpoint:
             self._metrics.count("invalid")
             raise
         answer = self._answers.open(chat, request, http.headers, self._metrics.count)
-        envelope = Envelope(name, request.include_usage)
+        envelope = Envelope(name, request.usage)
         try:
             # The status is sent with the first piece: what goes wrong before has a status of its own.
             first = await unless_gone(http, answer.begin())
@@ -194,33 +195,34 @@ async def client_gone(http: Request) -> None:
         pass
 
 
-async def whole(answer: OpenAnswer, delta: Delta | None, request: ChatRequest, envelope: Envelope) -> dict:
-    """The answer in one piece, from its first delta on."""
-    pieces, logprobs = {False: [], True: []}, [*answer.logprobs]
-    while delta is not None:
-        pieces[delta.is_thought].append(delta)
-        delta = await answer.next()
-        logprobs += answer.logprobs
-    text, thought = "".join(pieces[False]), "".join(pieces[True])
+async def whole(answer: OpenAnswer, piece: Piece, request: ChatRequest, envelope: Envelope) -> dict:
+    """The answer at once, from its first piece on."""
+    texts, logprobs = {False: [], True: []}, [*piece.logprobs]
+    while piece.delta is not None:
+        texts[piece.delta.is_thought].append(piece.delta)
+        piece = await answer.next()
+        logprobs += piece.logprobs
+    text, thought = "".join(texts[False]), "".join(texts[True])
     wanted = request.sampling.logprobs is not None
-    return envelope.completion(text, thought, answer.stats, logprobs if wanted else None)
+    return envelope.completion(text, thought, piece.stats, logprobs if wanted else None)
 
 
 async def events(
-    answer: OpenAnswer, delta: Delta | None, request: ChatRequest, envelope: Envelope
+    answer: OpenAnswer, piece: Piece, request: ChatRequest, envelope: Envelope
 ) -> AsyncIterator[bytes]:
     """The answer as server-sent events, from its first piece on."""
     wanted = request.sampling.logprobs is not None
     try:
-        yield event(envelope.chunk({"role": "assistant", "content": ""}))
-        while delta is not None:
-            field = "reasoning_content" if delta.is_thought else "content"
-            yield event(envelope.chunk({field: delta}, logprobs=answer.logprobs if wanted else None))
-            delta = await answer.next()
-        rest = (answer.logprobs or None) if wanted else None
-        yield event(envelope.chunk({}, answer.stats.finish_reason, rest))
-        if request.include_usage:
-            yield event(envelope.usage_chunk(answer.stats))
+        nothing = replace(piece.stats, new_tokens=0, thought_tokens=0)
+        yield event(envelope.chunk({"role": "assistant", "content": ""}, nothing))
+        while piece.delta is not None:
+            field = "reasoning_content" if piece.delta.is_thought else "content"
+            logprobs = piece.logprobs if wanted else None
+            yield event(envelope.chunk({field: piece.delta}, piece.stats, logprobs))
+            piece = await answer.next()
+        yield event(envelope.chunk({}, piece.stats, piece.logprobs or None, is_last=True))
+        if request.usage is not None:
+            yield event(envelope.usage_chunk(piece.stats))
         yield DONE
     except ApiError as error:
         yield event(error.body())

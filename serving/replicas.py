@@ -22,11 +22,11 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 import telemetry
-from chat import Chat, Delta, ReplyStats, TokenLogprob
+from chat import Chat, ReplyStats
 from genai_engine import GenAIEngine
 from open_chat import open_chat
 from sampling import SamplingParams
-from serving.answers import RETRY_AFTER, WAITING, Answer, Ended, Places
+from serving.answers import RETRY_AFTER, WAITING, Answer, Ended, Piece, Places
 from serving.endpoint import build_app
 from serving.schema import ApiError, ChatRequest
 from serving.security import own_names
@@ -50,16 +50,6 @@ class About:
     defaults: SamplingParams
     max_requests: int
     template_options: dict[str, tuple]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What an engine sends of an answer; the last piece has the stats, or the arguments of an ApiError."""
-
-    delta: Delta | None
-    logprobs: list[TokenLogprob]
-    stats: ReplyStats | None = None
-    error: tuple | None = None
 
 
 class Engine:
@@ -93,17 +83,20 @@ class Engine:
             template_options=dict(chat.template_options),
         )
 
-    async def answer(self, request: ChatRequest) -> AsyncIterator[Piece]:
-        """An answer, piece by piece; Ray Serve ends it where nobody wants it any more."""
-        answer = Answer(self._chat, request, self._places, lambda *_: None)
+    async def answer(self, request: ChatRequest) -> AsyncIterator[Piece | tuple]:
+        """An answer, piece by piece, or the arguments of an ApiError.
+
+        Ray Serve ends it where nobody wants it any more.
+        """
+        answer = Answer(self._chat, request, self._places, lambda *_: None, paced_from=1)
         try:
-            delta = await answer.begin()
-            while delta is not None:
-                yield Piece(delta, answer.logprobs)
-                delta = await answer.next()
-            yield Piece(None, answer.logprobs, answer.stats)
+            piece = await answer.begin()
+            while piece.delta is not None:
+                yield piece
+                piece = await answer.next()
+            yield piece
         except ApiError as error:
-            yield Piece(None, [], error=error.arguments())
+            yield error.arguments()
         finally:
             answer.close()
 
@@ -181,11 +174,9 @@ class ClusterAnswer:
         self._pieces: DeploymentResponseGenerator | None = None
         self._came = time.perf_counter()
         self._first: float | None = None
-        self.logprobs: list[TokenLogprob] = []
-        self.stats = ReplyStats(prompt_tokens=0)
         tally.waiting += 1
 
-    async def begin(self) -> Delta | None:
+    async def begin(self) -> Piece:
         """See `OpenAnswer`. Where a replica turns out to be gone, another one is asked.
 
         Raises:
@@ -209,7 +200,7 @@ class ClusterAnswer:
         self._tally.running += 1
         return self._take(piece)
 
-    async def next(self) -> Delta | None:
+    async def next(self) -> Piece:
         """See `OpenAnswer`.
 
         Raises:
@@ -227,16 +218,15 @@ class ClusterAnswer:
                 self._pieces.cancel()
             self._finish("cancelled")
 
-    def _take(self, piece: Piece) -> Delta | None:
-        self.logprobs = piece.logprobs
-        if piece.error:
-            error = ApiError(*piece.error)
+    def _take(self, piece: Piece | tuple) -> Piece:
+        if isinstance(piece, tuple):
+            error = ApiError(*piece)
             self._finish("invalid" if error.status == 400 else "error")
             raise error
-        if piece.stats:
-            self.stats = self._with_our_time(piece.stats)
-            self._finish(self.stats.finish_reason or "error", self.stats)
-        return piece.delta
+        piece = replace(piece, stats=self._with_our_time(piece.stats))
+        if piece.delta is None:
+            self._finish(piece.stats.finish_reason or "error", piece.stats)
+        return piece
 
     def _gone(self) -> ApiError:
         self._finish("error")

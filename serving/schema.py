@@ -67,7 +67,7 @@ class ChatRequest:
     sampling: SamplingParams
     template_options: dict[str, Any]
     stream: bool
-    include_usage: bool
+    usage: str | None  # see `serving.wire.Envelope`
     user: str | None = None  # who asks, where the client tells
 
     def beginning(self) -> str:
@@ -118,9 +118,17 @@ def read_request(fields: Mapping[str, Any], chat: Chat, names: Collection[str]) 
         sampling=_read_sampling(fields, chat.defaults),
         template_options=_read_template_options(fields, chat.template_options),
         stream=stream,
-        include_usage=_field(stream_options, "include_usage", bool, False),
+        usage=_read_usage(stream_options),
         user=_field(fields, "user", str, None),
     )
+
+
+def _read_usage(stream_options: dict) -> str | None:
+    """When a stream is to tell its usage; `continuous_usage_stats` is vLLM's name."""
+    always = _field(stream_options, "continuous_usage_stats", bool, False)
+    if not _field(stream_options, "include_usage", bool, False):
+        return None
+    return "always" if always else "end"
 
 
 def _read_messages(messages: Any) -> list[Message]:

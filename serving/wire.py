@@ -34,14 +34,15 @@ class Envelope:
     """What all parts of one answer share: its id, the time (s since 1970) and the model's name.
 
     Args:
-        usage_at_end: whether a stream is to end with a chunk of usage; then its other chunks say null there.
+        usage: whether a stream tells its usage: "end" in a chunk of its own, where the others say null;
+            "always" in the others too; None nowhere.
     """
 
-    def __init__(self, model: str, usage_at_end: bool = False):
+    def __init__(self, model: str, usage: str | None = None):
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = model
-        self._no_usage = {"usage": None} if usage_at_end else {}
+        self._usage = usage
 
     def _wrap(self, kind: str, choices: Sequence[dict]) -> dict[str, Any]:
         return {
@@ -66,13 +67,17 @@ class Envelope:
     def chunk(
         self,
         delta: Mapping[str, str],
-        finish_reason: str | None = None,
+        stats: ReplyStats,
         logprobs: Sequence[TokenLogprob] | None = None,
+        is_last: bool = False,
     ) -> dict[str, Any]:
-        """A piece of an answer."""
-        choice = {"index": 0, "delta": delta}
-        choice |= {"logprobs": as_content(logprobs), "finish_reason": finish_reason}
-        return self._wrap("chat.completion.chunk", [choice]) | self._no_usage
+        """A piece of an answer, which has cost `stats` up to here."""
+        choice = {"index": 0, "delta": delta, "logprobs": as_content(logprobs)}
+        choice["finish_reason"] = stats.finish_reason if is_last else None
+        chunk = self._wrap("chat.completion.chunk", [choice])
+        if self._usage is None:
+            return chunk
+        return chunk | {"usage": usage(stats) if self._usage == "always" else None}
 
     def usage_chunk(self, stats: ReplyStats) -> dict[str, Any]:
         """The last piece, for those who asked for it."""

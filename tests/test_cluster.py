@@ -43,7 +43,7 @@ def request(*contents: str, system: str | None = None) -> ChatRequest:
     messages = [] if system is None else [{"role": "system", "content": system}]
     for index, content in enumerate(contents):
         messages.append({"role": "assistant" if index % 2 else "user", "content": content})
-    return ChatRequest(messages, SamplingParams(), {}, stream=False, include_usage=False)
+    return ChatRequest(messages, SamplingParams(), {}, stream=False, usage=None)
 
 
 # The command line

@@ -59,12 +59,25 @@ def chunk(text: str, reason: str | None = None) -> str:
 def test_text_and_stats():
     with remote(FakeChat(dropped=4)) as model:
         stream = model.stream(HELLO)
-        assert list(stream) == ["Hello", ", ", "world"]
+        assert "".join(stream) == "Hello, world"
     stats = stream.stats
     assert (stats.prompt_tokens, stats.new_tokens, stats.reused_tokens) == (7, 3, 3)
     assert (stats.dropped_messages, stats.finish_reason) == (4, "stop")
     assert stats.time_to_first_token > 0
-    assert stats.tokens_per_second > 0
+
+
+def test_tokens_are_counted_though_several_come_together():
+    taken, all_there = threading.Event(), threading.Event()
+    pieces = [Delta("a"), taken.wait, Delta("b"), Delta("c"), Delta("d"), all_there.wait, Delta("e")]
+    with remote(FakeChat(pieces)) as model:
+        stream = model.stream(HELLO)
+        assert (next(stream), stream.stats.new_tokens) == ("a", 1)
+        taken.set()
+        assert next(stream)[-1] in "bcd"
+        all_there.set()
+        assert "".join(stream)[-1] == "e"
+    assert stream.stats.new_tokens == 5
+    assert stream.stats.tokens_per_second > 0
 
 
 def test_what_the_page_shows_of_the_chat():
