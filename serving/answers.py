@@ -23,7 +23,7 @@ WAITING = 16  # requests that may wait for a place
 RETRY_AFTER = 5  # seconds that a client is told to wait where no more may
 
 # What a model says in quick succession travels together: each piece costs a step of JSON and of sockets.
-# Where more than PIECES a second would be sent, of all answers, each waits for its next; LONGEST_WAIT at most.
+# Beyond PIECES a second, of all answers together, each waits for its next one; LONGEST_WAIT at most.
 PIECES = 320
 LONGEST_WAIT = 0.1  # seconds
 
