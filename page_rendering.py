@@ -205,9 +205,11 @@ def from_json(text: str) -> Conversation:
 
 def describe(stats: ReplyStats) -> str:
     """What a reply cost, in one line; and in another, which messages the model did not see."""
-    parts = [counted(stats.prompt_tokens, "prompt token")]
-    if stats.reused_tokens is not None:
-        parts[0] += f" ({stats.reused_tokens} from the cache)"
+    parts = []
+    if stats.prompt_tokens:  # not every endpoint counts them
+        parts.append(counted(stats.prompt_tokens, "prompt token"))
+        if stats.reused_tokens is not None:
+            parts[0] += f" ({stats.reused_tokens} from the cache)"
     if stats.time_to_first_token is not None:
         parts.append(f"first token {stats.time_to_first_token:.2f} s")
     if stats.tokens_per_second is not None:
@@ -218,13 +220,9 @@ def describe(stats: ReplyStats) -> str:
     if stats.finish_reason == "length":
         parts[-1] += ", stopped at the limit"
     line = " · ".join(parts)
-    if stats.dropped_messages == 1:
-        line += "\n\nThe oldest message no longer fits into the model's context and was left out."
-    elif stats.dropped_messages:
-        line += (
-            f"\n\nThe {stats.dropped_messages} oldest messages no longer fit into the model's context "
-            "and were left out."
-        )
+    if stats.dropped_messages:
+        which = "message" if stats.dropped_messages == 1 else f"{stats.dropped_messages} messages"
+        line += f"\n\nThe model's context is full: it no longer sees the oldest {which}."
     return line
 
 
