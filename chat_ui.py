@@ -115,7 +115,7 @@ def build_ui(chat_model: Chat, title: str | None = None) -> gr.Blocks:
                         line = describe(cost) if cost else steps.WAITING
                         yield now | {"messages": messages}, shown(messages), line
             except gr.Error as error:  # raised, it would cover the conversation
-                gr.Warning(html.escape(error.message), title="Error")
+                gr.Warning(html.escape(error.message))
                 if messages is not now["messages"]:
                     messages[-1]["finish"] = "error"
                 yield now | {"messages": messages}, shown(messages), written(error.message)

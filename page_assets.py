@@ -30,7 +30,7 @@ body:has(.stop-button) :is(.side-panel, .conversation button:not([aria-label*="o
   div.side-panel { max-height: 8rem; }
   .conversation { height: 50vh !important; }
   .conversation .example { padding: var(--spacing-md) var(--spacing-lg) !important; }
-  .heading h1 { font-size: var(--text-xl) !important; }
+  .heading h1 { font-size: var(--text-lg) !important; }
 }
 /* Gradio now and then takes the end of a stopped answer for an error, and covers the conversation with it. */
 .conversation [data-testid="status-tracker"]:has(.clear-status) { display: none !important; }
@@ -42,7 +42,7 @@ body:has(.stop-button) :is(.side-panel, .conversation button:not([aria-label*="o
 :is(.stats, .heading) p { color: var(--body-text-color-subdued) !important; font-size: var(--text-sm); }
 /* Each paragraph reads in the direction of its own letters. */
 .conversation :is(p, li, h1, h2, h3, h4, td, th, .typed) { unicode-bidi: plaintext; text-align: start; }
-.side-panel td { unicode-bidi: plaintext; }
+.side-panel td * { unicode-bidi: plaintext; }
 .conversation pre.typed {
   margin: 0; padding: 0; border: 0; background: none; font: inherit; color: inherit;
   white-space: pre-wrap; overflow-wrap: anywhere;

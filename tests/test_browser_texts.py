@@ -67,6 +67,7 @@ def test_right_to_left_text_reads_right_to_left(fake_window, fake_model):
     fake_window.ask(PERSIAN)
     for text in (fake_window.questions.locator("pre"), fake_window.answers.locator("p")):
         expect(text).to_have_css("direction", "rtl")
+    expect(fake_window.saved.get_by_text(PERSIAN)).to_have_css("unicode-bidi", "plaintext")
     fake_model.answer = lambda question: ["Hello."]
     fake_window.ask("Hi")
     expect(fake_window.answers.last.locator("p")).to_have_css("direction", "ltr")
