@@ -81,12 +81,17 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def to_prompt(messages: list[Message], system_prompt: str) -> list[Message]:
+def to_prompt(messages: list[Message], system_prompt: str | None) -> list[Message]:
     """The conversation as a `chat.Chat` reads it; a last message of the assistant's is to be gone on with.
 
     A question that got no answer, because it was stopped or failed, is left out: most chat templates want
     questions and answers in turn. An empty system prompt is passed on as such, so that none is used.
+
+    Raises:
+        ValueError: the system prompt is no text.
     """
+    if not isinstance(system_prompt, str | None):
+        raise ValueError("system_prompt must be a text")
     prompt = [{"role": "system", "content": whole_characters(system_prompt or "")}]
     for message in messages:
         if message["role"] == prompt[-1]["role"]:
