@@ -155,9 +155,11 @@ def main() -> None:
             if memory < before * 1.01:
                 break
             before = memory
-            failures += clients.submit(crowd, address, WARM_UP, round_number).result()[1]
+            failed = clients.submit(crowd, address, WARM_UP, round_number).result()[1]
             threads, memory = at_rest(address)
-            print(f"{WARM_UP} requests to warm up: {memory:.0f} MB, {len(failures)} failures", flush=True)
+            print(f"{WARM_UP} requests to warm up: {memory:.0f} MB, {len(failed)} failures", flush=True)
+            print("".join(f"{line}\n" for line in failed), end="")
+            failures += failed
         started = time.monotonic()
         patience = PATIENCE if options.restart else 0
         crowding = clients.submit(crowd, address, options.requests, MOST_WARM_UPS, patience)
@@ -178,7 +180,7 @@ def main() -> None:
         )
         print(f"Threads: {threads} before, {threads_after} after")
         print(f"Memory: {memory:.0f} MB before, {memory_after:.0f} MB after ({growth:+.1f} %)")
-        print(*failures, sep="\n", flush=True)
+        print(*more_failures, sep="\n", flush=True)
         ui.close()  # before the clients' process can end: its threads listen as long as there is a server
         chat.close()
     sys.exit(bool(failures) or threads_after > threads or growth >= LARGEST_GROWTH)
