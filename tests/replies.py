@@ -1,4 +1,4 @@
-"""Shared by tests of replies and prompts: two tokenizers, models that play scripts, four catalogue entries."""
+"""Shared by tests of replies and prompts: two tokenizers, scripted models, four catalogue entries."""
 
 import itertools
 import random
