@@ -85,7 +85,7 @@ def plot_cache(tokens: Sequence[str], prompt: int) -> None:
             axes.add_patch(plt.Rectangle((column + 0.04, row + 0.08), 0.92, 0.84, color=colour))
             text = tokens[column].strip()
             text = text if len(text) < 9 else text[:7] + "…"
-            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", size=9, weight=weight)
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", size=8.5, weight=weight)
     axes.set(xlim=(-0.1, len(tokens)), ylim=(passes, -0.1), xticks=[])
     axes.set_yticks(np.arange(passes) + 0.5, ["prefill", *(f"decode {n}" for n in range(1, passes))])
     axes.set_title("keys and values:  orange and bold computed in this pass,  grey kept from before", size=10)
@@ -132,7 +132,8 @@ def plot_candidates(panels: Mapping[str, tuple[Sequence[str], Sequence[float]]],
         axes.axis("off")
     for axes, (name, (tokens, values)) in zip(grid.flat, panels.items(), strict=False):
         # Two tokens may look alike, so the places are numbers.
-        bars = np.append(values, max(0.0, 1 - np.sum(values)))
+        rest = 1 - np.sum(values)
+        bars = np.append(values, rest if rest > 1e-6 else 0)  # less is rounding
         drawn = axes.barh(range(len(bars)), bars, color=[BLUE] * len(values) + [GREY])
         axes.bar_label(drawn, [f"{bar:.2f}" if bar else "dropped" for bar in bars], padding=2, size=8)
         axes.set_yticks(range(len(bars)), [*tokens, "all others"])

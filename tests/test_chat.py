@@ -241,6 +241,13 @@ def test_closing_at_any_moment_from_another_thread_ends_the_reply(playing, token
         assert list(stream) == []
 
 
+def test_closing_a_chat_closes_its_engine(playing, monkeypatch):
+    chat, closed = playing("x"), []
+    monkeypatch.setattr(chat.engine, "close", lambda: closed.append(True), raising=False)
+    chat.close()
+    assert closed == [True]
+
+
 def test_closing_after_an_error_is_harmless(playing):
     stream = playing(error=RuntimeError("out of memory")).stream(ASK)
     with pytest.raises(RuntimeError):
