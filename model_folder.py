@@ -131,8 +131,9 @@ def precision_of(folder: Path) -> str:
     for line in (folder / "openvino_model.xml").open(encoding="utf-8"):
         if constant := re.search(r'<data element_type="(\w+)" shape="([\d, ]+)" offset=', line):
             bits[constant[1]] += math.prod(map(int, constant[2].split(",")))
-    most = bits.most_common(1)[0][0] if bits else "unknown"
-    return re.sub(r"^[IU]", "INT", re.sub(r"^F(?=\d)", "FP", most.upper()))
+    if not bits:
+        return "unknown"
+    return re.sub(r"^[IU]", "INT", re.sub(r"^F(?=\d)", "FP", bits.most_common(1)[0][0].upper()))
 
 
 def _damage(folder: Path, sizes: dict[str, int | None]) -> str | None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from checkpoint import expected_weights, fingerprint, look, stored_weights
+from checkpoint import check_metadata, expected_weights, fingerprint, look, stored_weights
 from tiny_checkpoints import FAMILIES
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 269060552\n"
@@ -133,6 +133,19 @@ def test_a_pointer_in_the_place_of_a_bin_file_is_no_reason_to_load_it_unsafely(f
 def test_a_pointer_in_the_place_of_a_sentencepiece_model_is_named(folder):
     (folder / "tokenizer.model").write_bytes(POINTER)
     assert "tokenizer.model is only git-lfs's pointer" in refusal(folder)
+
+
+def test_a_pointer_in_the_place_of_a_gguf_file_is_named(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(POINTER)
+    assert "git lfs pull" in refusal(tmp_path / "model.gguf")
+
+
+def test_what_a_folder_has_instead_of_a_checkpoint_is_told(tmp_path):
+    (tmp_path / "tf_model.h5").touch()
+    with pytest.raises(ValueError, match=r"no config\.json\. What it has is weights for TensorFlow"):
+        check_metadata(tmp_path)
+    with pytest.raises(ValueError, match=r"no config\.json\.$"):
+        check_metadata(tmp_path, names=["model.safetensors"])
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
