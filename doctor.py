@@ -84,9 +84,9 @@ def look_at_libraries(
     requirements: Path = PROJECT / "requirements.txt", constraints: Path = PROJECT / "constraints.txt"
 ) -> Finding:
     """Which of the required packages are missing, and which differ from the tested versions."""
-    lines = [line.partition("#")[0].strip() for line in requirements.read_text().splitlines()]
+    lines = [line.partition("#")[0].strip() for line in requirements.read_text(encoding="utf-8").splitlines()]
     names = [re.match(r"[\w.-]+", line)[0] for line in lines if line]
-    tested = dict(line.split("==") for line in constraints.read_text().split())
+    tested = dict(line.split("==") for line in constraints.read_text(encoding="utf-8").split())
     tested = {name.lower().replace("_", "-"): number for name, number in tested.items()}
     missing, different = [], []
     for name in names:

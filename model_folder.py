@@ -76,13 +76,13 @@ def write_manifest(folder: Path, entries: dict[str, Any]) -> None:
             if file.is_file() and file != folder / MANIFEST
         },
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict | None:
     """What `write_manifest` wrote, or None if that is not there or damaged."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return manifest if manifest["files"].keys() >= set(REQUIRED_FILES) else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -12,9 +12,9 @@ from config import SUPPORTED_MODELS
 from conftest import MODELS_DIR, PROJECT
 from tiny_checkpoints import make_tiny_checkpoint
 
-README = (PROJECT / "README.md").read_text()
-RECIPES_PAGE = (PROJECT / "docs" / "recipes.md").read_text()
-MODELS_PAGE = (PROJECT / "docs" / "models.md").read_text()
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+RECIPES_PAGE = (PROJECT / "docs" / "recipes.md").read_text(encoding="utf-8")
+MODELS_PAGE = (PROJECT / "docs" / "models.md").read_text(encoding="utf-8")
 
 
 def recipes_of(page: str) -> dict[str, str]:
@@ -47,7 +47,7 @@ def folder(tmp_path, smollm2_folder):
 
 
 def test_every_recipe_is_tried_here():
-    source = Path(__file__).read_text()
+    source = Path(__file__).read_text(encoding="utf-8")
     assert [title for title in RECIPES if f'"{title}"' not in source] == []
 
 
@@ -106,7 +106,7 @@ def test_the_readme_is_short():
 
 def test_links_lead_somewhere():
     for page in (PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *(PROJECT / "docs").glob("*.md")):
-        links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+        links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
         missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
         assert missing == [], page
 
@@ -122,7 +122,7 @@ def test_model_table_is_the_catalogue():
 
 
 def test_plain_commands_match_the_makefile():
-    makefile = (PROJECT / "Makefile").read_text().replace("$(BIN)", ".venv/bin")
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8").replace("$(BIN)", ".venv/bin")
     assert ".venv/bin/python chat_ui.py" in README and ".venv/bin/python chat_ui.py" in makefile
     targets = set(re.findall(r"`make ([a-z-]+)`", README))
     assert targets >= {"install", "chat", "lab", "serve", "cluster", "doctor", "test", "test-all"}
