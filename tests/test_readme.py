@@ -1,5 +1,6 @@
 """The README's recipes run as they stand, and its model table is the catalogue."""
 
+import ast
 import os
 import re
 import subprocess
@@ -127,3 +128,30 @@ def test_plain_commands_match_the_makefile():
     targets = set(re.findall(r"`make ([a-z-]+)`", README))
     assert targets >= {"install", "chat", "lab", "serve", "cluster", "doctor", "test", "test-all"}
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+
+
+def texts_in(module: Path) -> list[str]:
+    """The literal texts of a module, with a star for what is filled in."""
+    nodes = list(ast.walk(ast.parse(module.read_text(encoding="utf-8"))))
+    filled_in = [node.values for node in nodes if isinstance(node, ast.JoinedStr)]
+    whole = [[node] for node in nodes if isinstance(node, ast.Constant)]
+    return [
+        "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in parts)
+        for parts in filled_in + whole
+    ]
+
+
+def test_troubleshooting_quotes_what_the_programs_say():
+    rows = re.findall(r"^\| `(.+?)` \|", README.partition("## Troubleshooting")[2], flags=re.MULTILINE)
+    assert len(rows) > 5
+    said = "\n".join(text for module in PROJECT.glob("*.py") for text in texts_in(module))
+    for quoted in rows:
+        if "torchvision" not in quoted:  # that is PyTorch's
+            # "..." and numbers stand for what is filled in
+            for part in re.split(r"\.\.\.,?|'\w+'|\b[\d.]+(?!\w)", quoted):
+                assert part.strip(" .,") in said, quoted
+
+
+def test_the_pytorch_that_is_named_is_the_tested_one():
+    torch = re.search(r"^torch==\S+", (PROJECT / "constraints.txt").read_text(), flags=re.MULTILINE)[0]
+    assert f"`{torch}`" in README
