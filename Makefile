@@ -21,7 +21,7 @@ install: .venv/installed
 
 .venv/installed: requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
-	$(if $(UV),$(UV) venv --quiet --python $(PYTHON) .venv,$(PYTHON) -m venv .venv)
+	$(if $(UV),test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv,$(PYTHON) -m venv .venv)
 	$(INSTALL) -r requirements.txt -r requirements-dev.txt -c constraints.txt
 	@touch $@
 

@@ -69,11 +69,13 @@ def dequantize(folder: Path, output: Path) -> None:
             total += sum(tensor.nbytes for tensor in tensors.values())
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (output / "model.safetensors.index.json").write_text(json.dumps(index))
+        (output / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     for part in (settings, settings.get("text_config") or {}):
         part.pop("quantization_config", None)
         part.pop("torch_dtype", None)
-    (output / "config.json").write_text(json.dumps(settings | {"dtype": "bfloat16"}, indent=2))
+    (output / "config.json").write_text(
+        json.dumps(settings | {"dtype": "bfloat16"}, indent=2), encoding="utf-8"
+    )
 
 
 def _plain_tensors(

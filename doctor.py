@@ -54,7 +54,7 @@ class Report:
 def examine() -> Report:
     """Look at everything; takes about ten seconds, most of it for measuring how fast this machine decodes."""
     libraries = look_at_libraries()
-    models = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR", "models"))
+    models = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR", "models")).expanduser()
     room, *of_room = look_at_room(models, downloads_folder())
     speeds, of_speeds = look_at_speed(room.memory)
     findings = [
@@ -84,9 +84,9 @@ def look_at_libraries(
     requirements: Path = PROJECT / "requirements.txt", constraints: Path = PROJECT / "constraints.txt"
 ) -> Finding:
     """Which of the required packages are missing, and which differ from the tested versions."""
-    lines = [line.partition("#")[0].strip() for line in requirements.read_text().splitlines()]
+    lines = [line.partition("#")[0].strip() for line in requirements.read_text(encoding="utf-8").splitlines()]
     names = [re.match(r"[\w.-]+", line)[0] for line in lines if line]
-    tested = dict(line.split("==") for line in constraints.read_text().split())
+    tested = dict(line.split("==") for line in constraints.read_text(encoding="utf-8").split())
     tested = {name.lower().replace("_", "-"): number for name, number in tested.items()}
     missing, different = [], []
     for name in names:
@@ -146,16 +146,17 @@ def downloads_folder() -> Path:
 def look_at_room(models: Path, downloads: Path) -> tuple[Room, Finding, Finding]:
     """Memory and disk that can be had, in numbers and in words."""
     folders = [nearest(models), nearest(downloads)]
+    closed = [str(one) for one in dict.fromkeys(folders) if not (one.is_dir() and os.access(one, os.W_OK))]
     free = [shutil.disk_usage(folder).free for folder in folders]
     one_disk = len({folder.stat().st_dev for folder in folders}) == 1
     disk = f"{gigabytes(free[0])} free for converted models"
     disk += ", downloads included" if one_disk else f", {gigabytes(free[1])} for downloads"
-    mend = (
-        "Free some space, or choose another disk with LLM_CHATBOT_MODELS_DIR (converted models) and HF_HOME."
-    )
+    mend = "Make room there, or choose other folders: LLM_CHATBOT_MODELS_DIR (converted models) and HF_HOME."
+    if closed:
+        disk += f"; nothing can be written into {' and '.join(closed)}"
     memory, of_memory = memory_left()
     room = Room(memory, *free, one_disk)
-    return room, of_memory, Finding("Disk", disk, mend if min(free) < 1e9 else "")
+    return room, of_memory, Finding("Disk", disk, mend if closed or min(free) < 1e9 else "")
 
 
 def memory_left() -> tuple[float | None, Finding]:
@@ -192,7 +193,7 @@ def look_at_speed(memory: float | None) -> tuple[dict[str, DecodingSpeed], list[
     except ImportError as error:
         return {}, [Finding("Speed", f"not measured: {error}")]
     costs = [
-        f"{precision} {speed.seconds_per_layer * 1e6:.0f} µs a layer, {speed.bytes_per_second / 1e9:.0f} GB/s"
+        f"{precision} {speed.seconds_per_layer * 1e3:.3f} ms a layer, {speed.bytes_per_second / 1e9:.0f} GB/s"
         for precision, speed in speeds.items()
     ]
     return speeds, [Finding("Memory speed", reading), Finding("One token", "; ".join(costs))]

@@ -101,7 +101,7 @@ def cached_snapshot(name: str) -> Path | None:
     model_id, _, revision = name.partition("@")
     cache = _cache_folder(model_id)
     notes = {
-        note.relative_to(cache / "refs").as_posix(): note.read_text()
+        note.relative_to(cache / "refs").as_posix(): note.read_text(encoding="utf-8")
         for note in cache.glob("refs/**/*")
         if note.is_file()
     }
@@ -188,5 +188,5 @@ def _note_commit(model_id: str, revision: str, commit: str) -> None:
     with suppress(OSError):  # a cache that may only be read
         note.parent.mkdir(parents=True, exist_ok=True)
         new = note.with_name(f"{note.name}.{os.getpid()}.tmp")
-        new.write_text(commit)
+        new.write_text(commit, encoding="utf-8")
         new.replace(note)  # nobody reads half of it

@@ -81,7 +81,7 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Processor:
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     if not cpuinfo.is_file():
         return Processor(platform.processor() or platform.machine(), cores, ())
-    lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
+    lines = [line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines()]
     fields = {name.strip(): value.strip() for name, _, value in lines}
     flags = (fields.get("flags") or fields.get("Features", "")).split()
     name = fields.get("model name") or platform.machine()  # ARM kernels give numbers only

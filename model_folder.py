@@ -77,7 +77,7 @@ def write_manifest(folder: Path, entries: dict[str, Any]) -> None:
             if file.is_file() and file != folder / MANIFEST
         },
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict | None:

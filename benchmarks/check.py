@@ -24,7 +24,7 @@ def slower(old: dict, new: dict) -> list[str]:
 
 def main() -> None:
     """Compare two files; ends with 1 if something is slower."""
-    old, new = (json.loads(Path(name).read_text()) for name in sys.argv[1:3])
+    old, new = (json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:3])
     if old["processor"] != new["processor"]:
         print(
             f"Not the same processor: {old['processor']} then, {new['processor']} now; ratios differ anyway."

@@ -112,7 +112,7 @@ def main() -> None:
             table.append(kept)
             print(f"| {turn + 1} | {rounds[0][0][turn][0]} | {kept:.3f} | {anew:.3f} | {anew / kept:.1f} |")
         if name == "optimum":
-            text = Path(__file__).with_name("quality_text.txt").read_text()
+            text = Path(__file__).with_name("quality_text.txt").read_text(encoding="utf-8")
             ids = chat.tokenizer.encode(text)
             long_messages(engine._model, ids, options.rounds)
             grown, pieces = divergence(engine._model, ids[:2000])

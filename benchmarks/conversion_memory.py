@@ -22,7 +22,7 @@ from benchmarks.random_checkpoint import write_shape
 
 def anonymous_memory() -> float:
     """RssAnon of this process, GB."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("RssAnon:")[1].split()[0]) * 1024 / 1e9
 
 

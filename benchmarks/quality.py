@@ -30,7 +30,7 @@ from conversion import prepare_model
 from quiet import quiet_libraries
 from tuning import EXACT, fastest_properties
 
-TEXT = Path(__file__).with_name("quality_text.txt").read_text()
+TEXT = Path(__file__).with_name("quality_text.txt").read_text(encoding="utf-8")
 WINDOW = 512  # tokens that are computed together, from an empty cache
 
 INT4_SETTINGS = {  # what differs from asymmetric, groups of 64

@@ -75,7 +75,7 @@ def write_random_checkpoint(
     if shard:
         flush()
     index = {"metadata": {"total_size": written}, "weight_map": weight_map}
-    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index), encoding="utf-8")
     return folder
 
 

@@ -9,7 +9,10 @@ def resident(pid: int | str) -> tuple[int, int, int]:
     pid = Path(f"/proc/{pid}").resolve().name  # also of "self"
     anonymous = mapped = threads = 0
     for one in (pid, *_workers(pid)):
-        lines = dict(line.split(":", 1) for line in Path(f"/proc/{one}/status").read_text().splitlines())
+        lines = dict(
+            line.split(":", 1)
+            for line in Path(f"/proc/{one}/status").read_text(encoding="utf-8").splitlines()
+        )
         anonymous += int(lines["RssAnon"].split()[0]) * 1024
         mapped += int(lines["RssFile"].split()[0]) * 1024
         threads += int(lines["Threads"])
@@ -21,7 +24,10 @@ def _workers(parent: str) -> list[str]:
     workers = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            status, command = (process / "status").read_text(), (process / "cmdline").read_bytes()
+            status, command = (
+                (process / "status").read_text(encoding="utf-8"),
+                (process / "cmdline").read_bytes(),
+            )
         except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             continue
         if re.search(rf"^PPid:\s+{parent}$", status, re.MULTILINE) and b"genai_worker" in command:

@@ -144,7 +144,7 @@ def main() -> None:
             ratios[f"{title}: {moment}"] = {"ratio": moments[moment] / base, "spread": width}
     if options.save:
         options.save.write_text(
-            json.dumps({"processor": processor().name, "ratios": ratios}, indent=2) + "\n"
+            json.dumps({"processor": processor().name, "ratios": ratios}, indent=2) + "\n", encoding="utf-8"
         )
 
 

@@ -96,7 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
         serve.run(on_this_cluster(options), name=APPLICATION)
         print(f"Ready at {address}", flush=True)
-        told.wait()
+        while not told.wait(1):  # a wait without end is not interrupted on Windows
+            pass
         serve.delete(APPLICATION)  # ends when all answers have, at the latest after `replicas.DRAIN`
     except (ValueError, RuntimeError) as error:  # the latter where an engine does not start
         sys.exit(f"Error: {error}")

@@ -1,9 +1,24 @@
-"""An engine that plays a script, where the answer is given and the code around it is in question."""
+"""An engine that plays a script, for tests of the code around it; and a port that is free."""
 
+import os
+import socket
 import threading
 from collections.abc import Sequence
 
 from sampling import SamplingParams
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that is still free when a program that is started with it listens there.
+
+    Below those that systems hand out to whoever asks for any: Linux from 32768 on, the others from 49152; and
+    above those of Ray's workers. Tests that run at the same time begin in different places.
+    """
+    for port in range(20000 + os.getpid() % 12000, 32768):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):  # nobody is there
+                return port
+    raise OSError("no free port")
 
 
 class ScriptedEngine:

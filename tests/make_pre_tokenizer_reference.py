@@ -79,13 +79,15 @@ def add_ids(reference: dict) -> dict:
 def main() -> None:
     command, file = sys.argv[1], Path(sys.argv[2])
     if command == "vocabulary":
-        cases = json.loads((Path(__file__).parent / "data/smollm2_token_reference.json").read_text())["cases"]
+        cases = json.loads(
+            (Path(__file__).parent / "data/smollm2_token_reference.json").read_text(encoding="utf-8")
+        )["cases"]
         texts = {case["name"]: case["text"] for case in cases if len(case["text"]) < 400}
         made = make_vocabulary(texts)
         made["texts"]["unmergeable"] = "an unmergeable word, unmergeable2"
     else:
-        made = add_ids(json.loads(file.read_text()))
-    file.write_text(json.dumps(made, ensure_ascii=True, separators=(",", ":")) + "\n")
+        made = add_ids(json.loads(file.read_text(encoding="utf-8")))
+    file.write_text(json.dumps(made, ensure_ascii=True, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,11 @@ def test_a_module_is_small(module):
 
 
 def test_private_names_of_libraries_are_the_known_ones():
-    used = {f"{module}: {name}" for module, file in FILES.items() for name in private_names(file.read_text())}
+    used = {
+        f"{module}: {name}"
+        for module, file in FILES.items()
+        for name in private_names(file.read_text(encoding="utf-8"))
+    }
     assert sorted(used - ALLOWED_PRIVATE.keys()) == [], "Find a public way"
     assert sorted(ALLOWED_PRIVATE.keys() - used) == [], "No longer used: take it off the list"
 
@@ -78,7 +82,7 @@ def test_private_names_of_libraries_are_the_known_ones():
 
 def write_house(folder: Path, **modules: str) -> dict[str, Path]:
     for name, text in modules.items():
-        (folder / f"{name}.py").write_text(text)
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
     return module_files(folder)
 
 

@@ -1,7 +1,6 @@
 """The chat page in a real Chromium, on the default model, or on a fake one that fails or never ends."""
 
 import re
-import socket
 import threading
 import time
 from contextlib import closing
@@ -16,7 +15,7 @@ from chat import ChatModel, Delta
 from chat_ui import EXAMPLES, build_ui, launch_ui
 from chat_window import ChatWindow, poll, wait_until_asked
 from config import ModelConfig
-from fakes import ScriptedEngine
+from fakes import ScriptedEngine, free_port
 from loading_engine import LoadingEngine
 from prompt_formats import PROMPT_FORMATS, make_tokenizer
 from sampling import SamplingParams
@@ -554,8 +553,7 @@ def test_code_is_highlighted_and_copied(fake_page, fake_model, open_window):
 
 
 def test_conversations_outlive_the_server(open_window):
-    with socket.create_server(("127.0.0.1", 0)) as free:  # none that another page would take meanwhile
-        port = free.getsockname()[1]
+    port = free_port()
     ui = build_ui(FakeChat())
     window = open_window(launch_ui(ui, port=port))
     window.ask("one")

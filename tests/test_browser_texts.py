@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from test_chat_ui import wait_until
 from chat import Delta
 from chat_ui import build_ui, launch_ui
 from chat_window import open_file, poll, wait_until_asked
+from fakes import free_port
 from scripted_chat import FakeChat, assistant, endless, user
 
 pytest_plugins = ["chat_window"]
@@ -208,8 +208,7 @@ def test_browser_that_can_keep_no_more_says_so_and_the_chat_goes_on(fake_window)
 
 
 def test_restart_of_the_server_loses_nothing_on_the_screen(open_window):
-    with socket.create_server(("127.0.0.1", 0)) as free:  # none that another page would take meanwhile
-        port = free.getsockname()[1]
+    port = free_port()
     ui = build_ui(FakeChat())
     window = open_window(launch_ui(ui, port=port))
     window.ask("one")
@@ -252,8 +251,7 @@ class Server:
 
 
 def test_death_of_the_server_in_an_answer_loses_nothing_that_stood_there(open_window):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     server = Server(port, "endless")
     try:
         window = open_window(server.address)

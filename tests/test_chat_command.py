@@ -16,6 +16,7 @@ import chat_command
 import chat_ui
 import conversion
 from chat_command import begin, finish, is_loopback, parsed
+from fakes import free_port
 from scripted_chat import FakeChat
 
 ROOT = Path(__file__).parents[1]
@@ -178,11 +179,6 @@ def test_endpoint_answers_in_place_of_a_model(monkeypatch):
     assert made == [("http://127.0.0.1:8000/v1", None, "key"), ("http://127.0.0.1:8000/v1", "big", "key")]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 def start(*arguments: str, **environment: str) -> subprocess.Popen:
     """The command in a process of its own, without the proxies of this one."""
     inherited = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
@@ -242,7 +238,7 @@ def test_proxy_and_offline_hub_are_no_trouble_and_ctrl_c_ends_it(smollm2_folder)
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_command_while_it_is_still_loading(smollm2_folder, tmp_path):
-    interrupted = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    interrupted = "import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(60)\n"
     (tmp_path / "gradio.py").write_text(interrupted)  # imported while the model is being loaded
     environment = {"PYTHONPATH": str(tmp_path), "LLM_CHATBOT_MODELS_DIR": str(smollm2_folder.parents[1])}
     with start("--port", str(free_port()), **environment) as command:

@@ -35,7 +35,7 @@ def folder(tiny_checkpoints, tmp_path) -> Path:
 
 
 def change(file: Path, **changes) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 def shard(folder: Path) -> Path:
@@ -49,7 +49,9 @@ def shard(folder: Path) -> Path:
         save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
     (folder / "model.safetensors").unlink()
     weight_map = {name: file for file, part in parts.items() for name in part}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": weight_map}), encoding="utf-8"
+    )
     return folder
 
 
@@ -98,7 +100,7 @@ def test_several_files_and_their_index_are_whole(folder):
 
 def test_folders_inside_a_checkpoint_are_no_damage(folder):
     (folder / "additional_chat_templates").mkdir()
-    (folder / "additional_chat_templates/tool_use.jinja").write_text("{{ messages }}")
+    (folder / "additional_chat_templates/tool_use.jinja").write_text("{{ messages }}", encoding="utf-8")
     (folder / "onnx").mkdir()
     assert look(folder).whole
 
@@ -196,7 +198,7 @@ def test_what_is_no_bin_file_is_named(folder):
 
 @pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": []}'])
 def test_an_index_without_its_map_is_named(folder, content):
-    (shard(folder) / "model.safetensors.index.json").write_text(content)
+    (shard(folder) / "model.safetensors.index.json").write_text(content, encoding="utf-8")
     assert "model.safetensors.index.json does not say which file" in refusal(folder)
 
 
@@ -224,7 +226,7 @@ def test_a_byte_order_mark_is_read_and_noted(folder, name):
 
 
 def test_a_mistake_in_json_is_named_with_its_place(folder):
-    (folder / "config.json").write_text('{\n  "model_type": "llama",\n  "vocab_size" 5\n}')
+    (folder / "config.json").write_text('{\n  "model_type": "llama",\n  "vocab_size" 5\n}', encoding="utf-8")
     assert (
         f"{folder / 'config.json'} is no valid JSON: Expecting ':' delimiter in line 3, column 16"
         in refusal(folder)
@@ -237,7 +239,7 @@ def test_json_in_another_encoding_is_named(folder):
 
 
 def test_json_that_holds_no_object_is_named(folder):
-    (folder / "generation_config.json").write_text("[]")
+    (folder / "generation_config.json").write_text("[]", encoding="utf-8")
     assert "generation_config.json holds a list" in refusal(folder)
 
 
@@ -341,10 +343,10 @@ def test_quantized_weights_without_a_word_about_it_are_refused(folder):
 
 
 def test_tokens_beyond_the_embedding_are_refused_with_both_numbers(folder):
-    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
-    content = json.loads((folder / "tokenizer.json").read_text())
+    rows = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     content["added_tokens"].append(content["added_tokens"][0] | {"id": rows, "content": "<|im_start|>"})
-    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     message = refusal(folder)
     assert f"has the id {rows} for '<|im_start|>', but the model's embedding has only {rows} rows" in message
     assert "resize_token_embeddings" in message
@@ -359,7 +361,7 @@ def test_tokens_beyond_the_embedding_are_refused_with_both_numbers(folder):
     ],
 )
 def test_wherever_the_tokens_are_listed(folder, name, content):
-    (folder / name).write_text(json.dumps(content))
+    (folder / name).write_text(json.dumps(content), encoding="utf-8")
     assert "has the id 5000" in refusal(folder)
 
 
@@ -387,7 +389,7 @@ def adapter(tmp_path) -> Path:
     folder = tmp_path / "adapter"
     folder.mkdir()
     settings = {"peft_type": "LORA", "base_model_name_or_path": "someone/base", "revision": None}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    (folder / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
     save_file({"base_model.model.lora_A.weight": torch.zeros(1)}, folder / "adapter_model.safetensors")
     return folder
 
@@ -514,7 +516,7 @@ def test_a_local_checkpoint_s_revision_changes_with_what_is_read(tmp_path, name,
     ids=str,
 )
 def test_weights_to_come_are_estimated_from_the_configuration(tmp_path, settings, expected):
-    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     assert expected_weights(tmp_path, 1000) == expected
 
 

@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from conftest import MODELS_DIR
+from fakes import free_port
 from sampling import SamplingParams
 from serving import cluster
 from serving.client import RemoteChatModel
@@ -146,10 +147,8 @@ def started(*words: str) -> subprocess.Popen:
 
 def begun(*words: str) -> subprocess.Popen:
     """The command, as a process."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = str(listener.getsockname()[1])
     return subprocess.Popen(
-        [sys.executable, "-m", "serving.cluster", "--port", port, "--api-key", KEY, *words],
+        [sys.executable, "-m", "serving.cluster", "--port", str(free_port()), "--api-key", KEY, *words],
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parent.parent,

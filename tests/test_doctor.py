@@ -133,6 +133,19 @@ def test_room_is_looked_at_where_the_folders_will_be(tmp_path):
     assert "downloads included" in disk.value
 
 
+@pytest.mark.parametrize("place", ["a file", "no right to write"])
+def test_a_folder_that_cannot_be_written_is_named(place, tmp_path, monkeypatch):
+    models = tmp_path / "models"
+    if place == "a file":
+        models.touch()
+    else:
+        models.mkdir()
+        monkeypatch.setattr(doctor.os, "access", lambda folder, right: folder != models)
+    _, _, disk = doctor.look_at_room(models, tmp_path)
+    assert disk.value.endswith(f"; nothing can be written into {models}")
+    assert "LLM_CHATBOT_MODELS_DIR" in disk.way_out
+
+
 def test_nothing_is_measured_where_memory_is_short(monkeypatch):
     monkeypatch.setattr(doctor, "memory_bandwidth", lambda: pytest.fail("measured"))
     speeds, (found,) = doctor.look_at_speed(1e9)

@@ -64,7 +64,7 @@ def test_table_has_a_line_for_each_run():
 def test_picture_is_drawn(tmp_path):
     figures = simulate(FIRST, ALONE, 1, "random", answers=30)
     draw([figures], tmp_path / "fleet.svg")
-    assert "<svg" in (tmp_path / "fleet.svg").read_text()
+    assert "<svg" in (tmp_path / "fleet.svg").read_text(encoding="utf-8")
 
 
 def test_the_measured_times_can_be_read():

@@ -15,7 +15,9 @@ from config import DEFAULT_MODEL
 from gguf_checkpoint import KINDS, tokenizer_from_gguf
 from model_source import fetch_checkpoint
 
-REFERENCE = json.loads((Path(__file__).parent / "data/smollm2_token_reference.json").read_text())
+REFERENCE = json.loads(
+    (Path(__file__).parent / "data/smollm2_token_reference.json").read_text(encoding="utf-8")
+)
 
 
 def write_gguf(path: Path, metadata: dict) -> Path:
@@ -37,7 +39,7 @@ def test_another_kind_of_tokenizer_is_refused(tmp_path, pre):
         tokenizer_from_gguf(path)
 
 
-OTHERS = json.loads((Path(__file__).parent / "data/pre_tokenizer_reference.json").read_text())
+OTHERS = json.loads((Path(__file__).parent / "data/pre_tokenizer_reference.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

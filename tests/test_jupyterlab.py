@@ -4,7 +4,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from conftest import MODELS_DIR, PROJECT
+from fakes import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -63,8 +63,7 @@ def lab(tmp_path):
             shutil.copy(file, folder)
         elif file.name not in ("models",) and not file.name.startswith("."):
             (folder / file.name).symlink_to(file)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     token = secrets.token_hex()
     own = {name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
     environment = os.environ | own | {"LLM_CHATBOT_MODELS_DIR": str(Path(MODELS_DIR).absolute())}
@@ -86,7 +85,9 @@ def lab(tmp_path):
 @pytest.fixture
 def browser_page():
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium") or shutil.which("google-chrome"), args=ARGUMENTS
+        )
         yield browser.new_page(viewport={"width": 1400, "height": 1000})
         browser.close()
 

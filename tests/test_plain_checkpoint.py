@@ -44,7 +44,7 @@ def conversion_files() -> tuple[str, ...]:
 
 
 def change(file: Path, **changes) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 @torch.inference_mode()
@@ -97,7 +97,7 @@ def test_an_adapter_for_a_32_bit_model_is_merged_exactly(tiny_checkpoints, tmp_p
 def test_the_manifest_notes_adapter_and_base(tiny_checkpoints, tmp_path, no_export):
     adapter = make_adapter(tiny_checkpoints["llama"], tmp_path / "adapter")
     folder = prepare_model(str(adapter), "FP16", tmp_path / "models")
-    manifest = json.loads((folder / "conversion.json").read_text())
+    manifest = json.loads((folder / "conversion.json").read_text(encoding="utf-8"))
     assert (manifest["adapter"], manifest["base"]) == (str(adapter), str(tiny_checkpoints["llama"]))
     assert prepare_model(str(adapter), "FP16", tmp_path / "models") == folder
     assert len(no_export) == 1
@@ -281,7 +281,7 @@ def test_all_sixteen_numbers_of_4_bits():
 def test_the_manifest_notes_that_weights_were_dequantized(copy, tmp_path, no_export):
     as_float8(copy, 32)
     folder = prepare_model(str(copy), "FP16", tmp_path / "models")
-    assert json.loads((folder / "conversion.json").read_text())["dequantized_from"] == "fp8"
+    assert json.loads((folder / "conversion.json").read_text(encoding="utf-8"))["dequantized_from"] == "fp8"
 
 
 def test_dequantized_weights_are_expected_to_be_larger(copy):

@@ -1,5 +1,6 @@
 """The README's recipes run as they stand, and its model table is the catalogue."""
 
+import ast
 import os
 import re
 import subprocess
@@ -12,9 +13,9 @@ from config import SUPPORTED_MODELS
 from conftest import MODELS_DIR, PROJECT
 from tiny_checkpoints import make_tiny_checkpoint
 
-README = (PROJECT / "README.md").read_text()
-RECIPES_PAGE = (PROJECT / "docs" / "recipes.md").read_text()
-MODELS_PAGE = (PROJECT / "docs" / "models.md").read_text()
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+RECIPES_PAGE = (PROJECT / "docs" / "recipes.md").read_text(encoding="utf-8")
+MODELS_PAGE = (PROJECT / "docs" / "models.md").read_text(encoding="utf-8")
 
 
 def recipes_of(page: str) -> dict[str, str]:
@@ -47,7 +48,7 @@ def folder(tmp_path, smollm2_folder):
 
 
 def test_every_recipe_is_tried_here():
-    source = Path(__file__).read_text()
+    source = Path(__file__).read_text(encoding="utf-8")
     assert [title for title in RECIPES if f'"{title}"' not in source] == []
 
 
@@ -106,7 +107,7 @@ def test_the_readme_is_short():
 
 def test_links_lead_somewhere():
     for page in (PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *(PROJECT / "docs").glob("*.md")):
-        links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+        links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
         missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
         assert missing == [], page
 
@@ -122,8 +123,35 @@ def test_model_table_is_the_catalogue():
 
 
 def test_plain_commands_match_the_makefile():
-    makefile = (PROJECT / "Makefile").read_text().replace("$(BIN)", ".venv/bin")
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8").replace("$(BIN)", ".venv/bin")
     assert ".venv/bin/python chat_ui.py" in README and ".venv/bin/python chat_ui.py" in makefile
     targets = set(re.findall(r"`make ([a-z-]+)`", README))
     assert targets >= {"install", "chat", "lab", "serve", "cluster", "doctor", "test", "test-all"}
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+
+
+def texts_in(module: Path) -> list[str]:
+    """The literal texts of a module, with a star for what is filled in."""
+    nodes = list(ast.walk(ast.parse(module.read_text(encoding="utf-8"))))
+    filled_in = [node.values for node in nodes if isinstance(node, ast.JoinedStr)]
+    whole = [[node] for node in nodes if isinstance(node, ast.Constant)]
+    return [
+        "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in parts)
+        for parts in filled_in + whole
+    ]
+
+
+def test_troubleshooting_quotes_what_the_programs_say():
+    rows = re.findall(r"^\| `(.+?)` \|", README.partition("## Troubleshooting")[2], flags=re.MULTILINE)
+    assert len(rows) > 5
+    said = "\n".join(text for module in PROJECT.glob("*.py") for text in texts_in(module))
+    for quoted in rows:
+        if "torchvision" not in quoted:  # that is PyTorch's
+            # "..." and numbers stand for what is filled in
+            for part in re.split(r"\.\.\.,?|'\w+'|\b[\d.]+(?!\w)", quoted):
+                assert part.strip(" .,") in said, quoted
+
+
+def test_the_pytorch_that_is_named_is_the_tested_one():
+    torch = re.search(r"^torch==\S+", (PROJECT / "constraints.txt").read_text(), flags=re.MULTILINE)[0]
+    assert f"`{torch}`" in README

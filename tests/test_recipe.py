@@ -73,9 +73,11 @@ def test_settings_of_another_precision_do_not_matter(folder, prepare, no_convers
 
 
 def test_a_folder_of_an_older_version_without_these_notes_is_made_anew(folder, prepare, no_conversion):
-    manifest = json.loads((folder / "conversion.json").read_text())
+    manifest = json.loads((folder / "conversion.json").read_text(encoding="utf-8"))
     kept = ("checkpoint", "revision", "precision", "versions", "files")
-    (folder / "conversion.json").write_text(json.dumps({key: manifest[key] for key in kept}))
+    (folder / "conversion.json").write_text(
+        json.dumps({key: manifest[key] for key in kept}), encoding="utf-8"
+    )
     prepare()
     assert no_conversion == ["INT8"]
 
@@ -105,7 +107,7 @@ def test_without_a_template_of_the_catalogue_the_checkpoint_s_own_comes_back(
 
 def test_new_stop_strings_become_end_tokens_without_converting(folder, prepare, no_conversion, monkeypatch):
     def ends() -> list[int] | int:
-        return json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+        return json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
 
     before = ends()
     entry(monkeypatch, stop_strings=("<|padding|>",))
@@ -126,7 +128,7 @@ def test_the_first_of_several_precisions_is_brought_up_to_date_for_the_others(
     entry(monkeypatch, chat_template="{{ messages[0].content }}!")
     monkeypatch.setattr(conversion, "export_fp16", lambda *_: pytest.fail("exported again"))
     folder = prepare_models(NAME, ["INT8"], *arguments)["INT8"]
-    assert (folder / "chat_template.jinja").read_text() == "{{ messages[0].content }}!"
+    assert (folder / "chat_template.jinja").read_text(encoding="utf-8") == "{{ messages[0].content }}!"
     assert read_manifest(folder)["published"] == {"template": None, "eos_token_id": [0]}
 
 
@@ -134,9 +136,9 @@ def test_the_first_of_several_precisions_is_brought_up_to_date_for_the_others(
 
 
 def with_versions(folder: Path, **versions: str) -> None:
-    manifest = json.loads((folder / "conversion.json").read_text())
+    manifest = json.loads((folder / "conversion.json").read_text(encoding="utf-8"))
     manifest["versions"] |= versions
-    (folder / "conversion.json").write_text(json.dumps(manifest))
+    (folder / "conversion.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def test_a_newer_library_is_said_and_not_acted_upon(folder, prepare, no_conversion, caplog):

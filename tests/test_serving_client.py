@@ -2,7 +2,6 @@
 
 import gc
 import json
-import socket
 import subprocess
 import threading
 import time
@@ -17,6 +16,7 @@ from starlette.responses import Response, StreamingResponse
 
 from chat import Delta
 from fake_chat import DEADLINE, FakeChat, after, computing_the_prompt, served, served_app, talking
+from fakes import free_port
 from sampling import SamplingParams
 from serving.client import RemoteChatModel
 
@@ -404,8 +404,7 @@ def llama_cpp() -> Iterator[str]:
     found = python.exists() and model.exists()
     if not found or subprocess.run([python, "-c", "import llama_cpp.server"], check=False).returncode:
         pytest.skip("llama-cpp-python is not installed: make bench-peers")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     command = [python, "-m", "llama_cpp.server", "--model", model, "--port", port, "--n_ctx", "1024"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:

@@ -160,7 +160,7 @@ def test_too_long_a_question_is_a_bad_request(client):
         client.chat.completions.create(messages=long, **GREEDY)
 
 
-PAGE = (Path(__file__).parent.parent / "docs" / "serving.md").read_text()
+PAGE = (Path(__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
 RECIPES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 

@@ -83,14 +83,17 @@ def test_a_damaged_file_in_a_folder_of_templates_is_noticed(checkpoint, tmp_path
 def test_stop_strings_that_are_tokens_end_a_reply(checkpoint, output):
     published = write_tokenizer(checkpoint, output, ModelConfig("x", stop_strings=("<unk>", "no token")))
     assert published["eos_token_id"] == [2]
-    assert json.loads((output / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
+    assert json.loads((output / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"] == [
+        0,
+        2,
+    ]
 
 
 # Tokenizers without a tokenizer.json
 
 
 def test_a_sentencepiece_tokenizer_needs_nothing_else(checkpoint, output, tmp_path):
-    (tmp_path / "corpus.txt").write_text(CORPUS * 20)
+    (tmp_path / "corpus.txt").write_text(CORPUS * 20, encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
         input=str(tmp_path / "corpus.txt"), model_prefix=str(checkpoint / "tokenizer"), vocab_size=450,
         model_type="bpe", byte_fallback=True, unk_id=0, bos_id=1, eos_id=2, hard_vocab_limit=False,
@@ -109,10 +112,10 @@ def test_a_tiktoken_tokenizer_needs_nothing_else(checkpoint, output):
     (checkpoint / "tokenizer.json").unlink()
     tokens = [bytes([byte]) for byte in range(256)] + [b"He", b"ll", b"Hell", b" w", b"or"]
     lines = (f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens))
-    (checkpoint / "tokenizer.model").write_text("\n".join(lines))
-    settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    (checkpoint / "tokenizer.model").write_text("\n".join(lines), encoding="utf-8")
+    settings = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings))
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     write_tokenizer(checkpoint, output, PLAIN)
     written = open_tokenizer(output)
     ids = written.encode("Hello world", add_special_tokens=False)
@@ -121,7 +124,9 @@ def test_a_tiktoken_tokenizer_needs_nothing_else(checkpoint, output):
 
 
 def test_tokens_that_only_the_tokenizer_s_class_adds_are_counted_too(checkpoint, output):
-    settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
-    (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "<|never seen|>"}))
+    settings = json.loads((checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (checkpoint / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"pad_token": "<|never seen|>"}), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match=r"has the id \d+ for '<\|never seen\|>', but .* only \d+ rows"):
         write_tokenizer(checkpoint, output, PLAIN)
