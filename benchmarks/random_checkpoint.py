@@ -1,4 +1,4 @@
-"""Checkpoints with the shape of a large model and random weights, for measuring memory and speed.
+"""Checkpoints with random weights and the shape of a large model (or of a tiny one), for measuring.
 
 Usage: python -m benchmarks.random_checkpoint gpt_neox FOLDER
 """
@@ -27,6 +27,19 @@ SHAPES = {  # and how the Hub stores their weights
             rotary_pct=1.0,
             use_parallel_residual=False,
             max_position_embeddings=4096,
+        ),
+        "safetensors",
+    ),
+    "tiny": (  # where the model is not what is measured
+        LlamaConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            vocab_size=49152,  # the tokenizer's
+            max_position_embeddings=8192,
+            bos_token_id=1,
+            eos_token_id=2,
         ),
         "safetensors",
     ),
@@ -86,8 +99,9 @@ def write_shape(name: str, folder: Path) -> Path:
     """
     config, suffix = SHAPES[name]
     write_random_checkpoint(folder, config, torch.bfloat16, suffix)
-    for file in fetch_checkpoint(DEFAULT_MODEL).glob("tokenizer*"):
-        shutil.copy(file, folder)
+    for file in fetch_checkpoint(DEFAULT_MODEL).glob("*"):
+        if file.name.startswith(("tokenizer", "chat_template")):
+            shutil.copy(file, folder)
     return folder
 
 

@@ -51,8 +51,8 @@ START = "from benchmarks.serving import with_rays_router; with_rays_router()"
 
 
 @contextmanager
-def server(*words: str) -> Iterator[tuple[RemoteChatModel, subprocess.Popen]]:
-    """A command of `serving` on a free port, and a chat behind it."""
+def started(*words: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """A command of `serving` on a free port, and its address; nothing of it stays."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
     process = subprocess.Popen(
@@ -62,15 +62,22 @@ def server(*words: str) -> Iterator[tuple[RemoteChatModel, subprocess.Popen]]:
         address = re.search(r"http://\S+", process.stdout.readline())[0]
         if not process.stdout.readline().startswith("Ready"):
             sys.exit(f"{' '.join(words)} did not start.")
-        with closing(RemoteChatModel(address)) as chat:
-            yield chat, process
+        yield address, process
     finally:
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        process.wait()
-        for child in family:
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
+        if process.poll() is None:
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.terminate()
+            process.wait()
+            for child in family:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+
+
+@contextmanager
+def server(*words: str) -> Iterator[tuple[RemoteChatModel, subprocess.Popen]]:
+    """The same, and a chat behind it."""
+    with started(*words) as (address, process), closing(RemoteChatModel(address)) as chat:
+        yield chat, process
 
 
 def with_rays_router() -> None:

@@ -51,7 +51,7 @@ def build_app(
         answers: where the answers come from; None has `chat_model` give them, in this process.
         body_limit: the largest body of a request, in bytes.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     endpoint = Endpoint(chat_model, name, answers or AnswersHere(), body_limit)
     app.add_api_route("/health", endpoint.health, methods=["GET"])
     app.add_api_route("/metrics", endpoint.metrics, methods=["GET"])

@@ -247,6 +247,8 @@ def _field(fields: Mapping[str, Any], name: str, kind: type, default: Any) -> An
     value = fields.get(name)
     if value is None:
         return default
+    if isinstance(value, float) and kind is int and value.is_integer():
+        value = int(value)  # JSON does not tell 3.0 from 3
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ApiError(400, f"{name} must be {KINDS[kind]}, not {_shown(value)}", name)
     return value

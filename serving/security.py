@@ -10,6 +10,7 @@ import socket
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
+import h11
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -138,8 +139,21 @@ async def read_body(http: Request, limit: int) -> bytes:
 class ImpatientProtocol(H11Protocol):
     """uvicorn's HTTP, which waits for the head of a request not longer than one to two times HEAD_SECONDS.
 
-    uvicorn itself limits only the silence between two requests.
+    uvicorn itself limits only the silence between two requests. What is no HTTP is told so in our shape.
     """
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what cannot be read, and close the connection."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # no answer has begun
+            body = to_json(ApiError(400, f"{msg.rstrip('.')}.", code="invalid_http").body())
+            headers = [
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(body))),
+                ("Connection", "close"),
+            ]
+            for part in (h11.Response(status_code=400, headers=headers), h11.Data(data=body)):
+                self.transport.write(self.conn.send(part) or b"")
+        self.transport.close()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to look at the clock."""

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -272,6 +272,10 @@ def test_whole_numbers_may_be_written_with_a_point(chat, address):
     assert chat.asked[-1][1].top_k == 3
 
 
+def test_one_answer_may_be_written_with_a_point(address):
+    assert post(address, n=1.0).status_code == 200
+
+
 def test_developer_means_system(chat, address):
     post(address, messages=[{"role": "developer", "content": "Be kind."}, *HELLO])
     assert chat.asked[-1][0][0] == {"role": "system", "content": "Be kind."}
@@ -338,6 +342,16 @@ def test_unknown_value_of_a_template_option(address):
         ({"logprobs": 5}, "logprobs"),
         ({"n": 2}, "n"),
         ({"n": 0}, "n"),
+        ({"n": True}, "n"),
+        ({"n": 10**9}, "n"),
+        ({"temperature": True}, "temperature"),
+        ({"top_k": True}, "top_k"),
+        ({"seed": [1]}, "seed"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 10**30}, "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"stop": [None]}, "stop"),
+        ({"stream": 1}, "stream"),
         ({"response_format": "json"}, "response_format"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
@@ -439,7 +453,10 @@ def test_given_name():
         assert post(address, model="owner/other").json()["model"] == "owner/other"
 
 
-@pytest.mark.parametrize("method, path, status", [("GET", "/nowhere", 404), ("PUT", "/v1/models", 405)])
+@pytest.mark.parametrize(
+    "method, path, status",
+    [("GET", "/nowhere", 404), ("PUT", "/v1/models", 405), ("POST", "/v1/chat/completions/", 404)],
+)
 def test_unknown_routes_have_the_same_error(address, method, path, status):
     error_of(httpx.request(method, f"{address}{path}"), status)
 
@@ -741,6 +758,70 @@ def test_slow_head(monkeypatch, head):
     with served(FakeChat()) as address, connected(address) as connection:
         connection.sendall(head)
         assert connection.recv(1000) == b""
+
+
+CHUNKED = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01 no HTTP at all\r\n\r\n",
+        b"GET /health HTTP/1.1\r\n\r\n",  # no Host
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
+        b"POST /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"POST /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 7\r\n\r\n",
+        CHUNKED + b"zz\r\n{}\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused_in_the_one_shape_and_the_server_lives(address, sent):
+    with connected(address) as connection:
+        connection.sendall(sent)
+        received = b""
+        while more := connection.recv(10_000):
+            received += more
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+    assert post(address).status_code == 200
+
+
+def test_giant_head_is_not_kept(address):
+    with connected(address) as connection, suppress(ConnectionError):
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000)
+        received = connection.recv(100)
+        assert received == b"" or received.startswith(b"HTTP/1.1 400 ")
+    assert post(address).status_code == 200
+
+
+def test_requests_sent_at_once_are_answered_one_after_the_other(address):
+    with connected(address) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2)
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        received = b""
+        while more := connection.recv(10_000):
+            received += more
+    assert received.count(b'{"status":"ready"}') == 3
+
+
+@pytest.mark.parametrize("text", ["\\ud800 half", "a\\u0000b"])
+def test_odd_characters_of_a_question_do_no_harm(address, text):
+    body = b'{"messages": [{"role": "user", "content": "%s"}]}' % text.encode()
+    headers = {"Content-Type": "application/json"}
+    response = httpx.post(f"{address}/v1/chat/completions", content=body, headers=headers)
+    assert response.json()["choices"][0]["message"]["content"] == "Hello, world"
+
+
+def test_a_thousand_stop_texts(chat, address):
+    assert post(address, stop=[f"stop {number}" for number in range(1000)]).status_code == 200
+    assert len(chat.asked[-1][1].stop) == 1000
+
+
+def test_many_messages_that_are_none_are_refused_at_the_first(address):
+    assert error_of(post(address, messages=[{}] * 100_000), 400)["param"] == "messages[0].role"
 
 
 def test_long_answer_is_no_slow_head(monkeypatch):
