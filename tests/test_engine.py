@@ -185,7 +185,9 @@ def test_a_prefix_computed_ahead_is_not_computed_again(llama, inferences):
     assert inferences == [8, len(PROMPT) - 8]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "smollm2" else name for name in MODELS]
+)
 def test_whatever_is_cached_the_reply_is_that_of_a_fresh_engine(models, name):
     """New turns, retries, edits, stops and switches between conversations, in random order."""
     choice = random.Random(0)

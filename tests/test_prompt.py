@@ -172,6 +172,28 @@ def test_a_thought_goes_back_only_to_a_template_that_asks_for_it():
     assert "SECRET" not in plain[1].decode(playing(plain, "").encode([*ASK, answered, *ASK]))
 
 
+@pytest.mark.parametrize(
+    ("last", "in_thought", "in_answer"),
+    [
+        ({"role": "user", "content": "Hi"}, False, False),
+        ({"role": "assistant", "content": "", "thought": "I think"}, True, False),
+        ({"role": "assistant", "content": "It is", "thought": "I think"}, False, True),
+        ({"role": "assistant", "content": "It is"}, False, True),
+    ],
+)
+def test_a_prompt_knows_whether_the_reply_goes_on_in_a_thought_or_in_an_answer(last, in_thought, in_answer):
+    writer = PromptWriter(make_tokenizer(FORMATS["qwen-3"]), "test/model")
+    prompt = writer.write([*ASK, last] if last["role"] == "assistant" else ASK)
+    assert (prompt.in_thought, prompt.in_answer) == (in_thought, in_answer)
+
+
+def test_a_thought_that_goes_on_is_the_end_of_the_prompt():
+    tokenizer = make_tokenizer(FORMATS["qwen-3"])
+    begun = {"role": "assistant", "content": "", "thought": "I think"}
+    prompt = PromptWriter(tokenizer, "test/model").write([*ASK, begun])
+    assert tokenizer.decode(prompt.ids).endswith("<think>\nI think")
+
+
 def test_reasoning_effort_is_a_switch_of_harmony():
     family = FORMATS["harmony"], make_tokenizer(FORMATS["harmony"])
     options = playing(family, "").template_options
