@@ -6,7 +6,7 @@
 # make doctor             what this machine has, and which model suits it; needs nothing installed
 # make test, test-all     the quick tests with the notebook's run; all tests
 # make bench, bench-peers the measurements of benchmarks/; the same beside other programs
-# make bench-check       whether the start has become slower
+# make bench-check       whether start or decoding have become slower
 # make notebook           run the notebooks from top to bottom and save their outputs
 
 PYTHON ?= python3
@@ -56,7 +56,9 @@ bench: install
 # What is slower than what was committed, by more than the spread of both runs.
 bench-check: install
 	$(BIN)/python -m benchmarks.start --save .bench-start.json
+	$(BIN)/python -m benchmarks.decoding --only ChatModel "Optimum generate, INT8" --no-long-prompt --save .bench-decoding.json
 	$(BIN)/python -m benchmarks.check benchmarks/start.json .bench-start.json
+	$(BIN)/python -m benchmarks.check benchmarks/decoding.json .bench-decoding.json
 
 # The same beside PyTorch, OpenVINO GenAI and llama.cpp, which is built in an environment of its own (10 minutes).
 bench-peers: install .venv-peers/installed

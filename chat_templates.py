@@ -13,6 +13,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from json_files import read_text
+
 
 def read_chat_templates(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
     """The chat templates of a model folder by name; "default" is the one for a plain chat.
@@ -33,18 +35,6 @@ def read_chat_templates(folder: Path, settings: dict[str, Any]) -> dict[str, str
     if isinstance(templates, list):
         return {entry["name"]: entry["template"] for entry in templates}
     return templates
-
-
-def read_text(file: Path) -> str:
-    """A text file in UTF-8, with or without a byte order mark.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text in UTF-8: {error}") from error
 
 
 def template_environment() -> ImmutableSandboxedEnvironment:

@@ -5,7 +5,6 @@ of such a tokenizer, under the same names and with the same results, so that eit
 know transformers and its tokenizer classes, torch, models, and what a chat is.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from typing import Any
 from jinja2 import Template
 from tokenizers import AddedToken, Tokenizer
 
-from chat_templates import read_chat_templates, read_text, template_environment
+from chat_templates import read_chat_templates, template_environment
+from json_files import read_json_if_there, read_text
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -178,9 +178,9 @@ def open_tokenizer(folder: str | Path) -> ChatTokenizer:
         backend = Tokenizer.from_str(read_text(file))
     except Exception as error:  # tokenizers raises no narrower kind
         raise ValueError(f"{file} holds no tokenizer that can be read: {error}") from error
-    settings = _read_json(folder / "tokenizer_config.json")
+    settings = read_json_if_there(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in settings:  # else special_tokens_map.json is only there for older readers
-        settings |= _read_json(folder / "special_tokens_map.json")
+        settings |= read_json_if_there(folder / "special_tokens_map.json")
     special_tokens = _special_tokens(settings)
     backend.add_tokens(list(_missing_tokens(backend, settings, special_tokens)))
     backend.no_truncation()
@@ -188,19 +188,6 @@ def open_tokenizer(folder: str | Path) -> ChatTokenizer:
     backend.encode_special_tokens = settings.get("split_special_tokens", False)
     names = {name: token.content for name, token in special_tokens.items()}
     return ChatTokenizer(backend, names, read_chat_templates(folder, settings))
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one if there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(read_text(file))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} should hold a JSON object, not a {type(content).__name__}.")
-    return content
 
 
 def _special_tokens(settings: dict[str, Any]) -> dict[str, AddedToken]:

@@ -30,21 +30,16 @@ from anyio.to_thread import run_sync
 from starlette.middleware import Middleware
 
 import page_steps as steps
-from chat import Chat, Message, ReplyStats, ReplyStream, short_name
+from chat import Chat, Message, ReplyStats, ReplyStream
 from page_assets import CSS, EXAMPLES, JS, THEME
 from page_guard import PageGuard
-from page_rendering import LATEX_DELIMITERS, describe, new_conversation, shown, to_prompt, whole_characters
-from sampling import OPTIONS, SamplingParams
-
-__all__ = ["CSS", "EXAMPLES", "THEME", "PageGuard", "build_ui", "launch_ui", "main", "short_name"]
+from page_rendering import LATEX_DELIMITERS, describe, shown, to_prompt, whole_characters, written
 
 log = logging.getLogger(__name__)
 
 QUEUE_LENGTH = 16  # questions that may wait while others are being answered
 SESSIONS = 100  # open pages that the server remembers, 0.3 MB each; the one longest unused is forgotten first
 SOON = 0.5  # seconds after which an answer that waits for the model says so
-WAITING = "Waiting for the model: it is being loaded, or answers somebody else."
-SLIDERS = {name: option for name, option in OPTIONS.items() if name != "logprobs"}
 
 
 def build_ui(chat_model: Chat, title: str | None = None) -> gr.Blocks:
@@ -78,7 +73,7 @@ def build_ui(chat_model: Chat, title: str | None = None) -> gr.Blocks:
             with gr.Column(scale=6):
                 gr.Markdown(f"# {heading}\n{chat_model.description}", elem_classes=["heading"])
                 chatbot = gr.Chatbot(
-                    label="Conversation",
+                    show_label=False,
                     height="60vh",
                     buttons=["copy"],
                     editable="user",
@@ -94,9 +89,7 @@ def build_ui(chat_model: Chat, title: str | None = None) -> gr.Blocks:
                 box = gr.Textbox(
                     label="Message", autofocus=True, elem_classes=["question-box"], **steps.UNLOCKED
                 )
-                switches = {
-                    name: steps.switch(name, values) for name, values in chat_model.template_options.items()
-                }
+                switches = steps.switches(chat_model)
                 with gr.Accordion("Advanced options", open=False):
                     system_prompt = gr.Textbox(
                         chat_model.system_prompt or "",
@@ -104,7 +97,7 @@ def build_ui(chat_model: Chat, title: str | None = None) -> gr.Blocks:
                         info="What the model is told of its role. Empty: the default of its chat template.",
                         lines=2,
                     )
-                    sliders = {name: steps.control(option, chat_model) for name, option in SLIDERS.items()}
+                    sliders = steps.sampling_controls(chat_model)
                 with gr.Accordion("Files", open=False), gr.Row():
                     as_markdown = gr.Button("Download as Markdown", size="sm")
                     as_json = gr.Button("Download as JSON", size="sm")
@@ -112,21 +105,20 @@ def build_ui(chat_model: Chat, title: str | None = None) -> gr.Blocks:
 
         async def answer(request: gr.Request, data: Any, **options: Any) -> AsyncIterator[tuple]:
             now = steps.conversation_of(data)
-            before = now["messages"][:-1] if now["messages"][-1]["role"] == "assistant" else now["messages"]
-            last, line = None, ""
+            messages = now["messages"]
+            before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
             try:
-                parts = reply(chat_model, now["messages"], options, running, request.session_hash)
+                parts = reply(chat_model, messages, options, running, request.session_hash)
                 async with aclosing(parts):
                     async for turn, cost in parts:
-                        if cost is None:
-                            yield now, shown(now["messages"]), WAITING
-                            continue
-                        last, messages, line = turn, [*before, turn], describe(cost)
+                        messages = [*before, turn] if cost else now["messages"]
+                        line = describe(cost) if cost else steps.WAITING
                         yield now | {"messages": messages}, shown(messages), line
             except gr.Error as error:  # raised, it would cover the conversation
                 gr.Warning(html.escape(error.message))
-                messages = [*before, last | {"finish": "error"}] if last else now["messages"]
-                yield now | {"messages": messages}, shown(messages), line
+                if messages is not now["messages"]:
+                    messages[-1]["finish"] = "error"
+                yield now | {"messages": messages}, shown(messages), written(error.message)
 
         screen = [conversation, chatbot, stats, box, retry, go_on]
         # where nobody sees it: on the screen, an error would be a cover
@@ -162,7 +154,7 @@ def build_ui(chat_model: Chat, title: str | None = None) -> gr.Blocks:
             page.load(steps.restored, conversation, screen, js=JS["restore"], **quick),
             chatbot.undo(steps.undone, conversation, screen, **quick),
             chatbot.clear(steps.cleared, conversation, screen, **quick),
-            new_chat.click(lambda: steps.view(new_conversation()), None, screen, **quick),
+            new_chat.click(lambda: steps.rest(None), None, screen, **quick),
             saved.click(lambda _, data: steps.rest(data), [saved, listing], screen, js=JS["open"], **quick),
             from_json.click(steps.opened, carried, screen, js=JS["pick"], **ask),
             *(
@@ -231,19 +223,13 @@ async def reply(
     Raises:
         gr.Error: an option is out of range, the model refuses or fails; in words for the page.
     """
-    goes_on = messages[-1] if messages[-1]["role"] == "assistant" else {}
-    turn = {"role": "assistant", "content": ""} | {key: goes_on[key] for key in goes_on if key != "finish"}
-    begun = bool(goes_on)
+    turn = {"role": "assistant", "content": ""}
+    if messages[-1]["role"] == "assistant":  # which is gone on with
+        turn = {key: value for key, value in messages[-1].items() if key != "finish"}
     try:
-        sampling = SamplingParams(
-            **{name: steps.option_value(option, options[name]) for name, option in SLIDERS.items()}
-        )
-        switches = {
-            name: steps.one_of(name, values, options[name])
-            for name, values in chat_model.template_options.items()
-        }
         prompt = to_prompt(messages, options["system_prompt"])
-        with closing(await run_sync(chat_model.stream, prompt, sampling, switches or None)) as deltas:
+        chosen = steps.sampling_of(options), steps.switched(options, chat_model)
+        with closing(await run_sync(chat_model.stream, prompt, *chosen)) as deltas:
             running[deltas] = session
             try:
                 first = asyncio.ensure_future(run_sync(next, deltas, None))
@@ -253,7 +239,7 @@ async def reply(
                 delta = await first
                 while delta is not None:
                     part = "thought" if delta.is_thought else "content"
-                    turn, begun = turn | {part: turn.get(part, "") + delta}, True
+                    turn = turn | {part: turn.get(part, "") + delta}
                     yield turn, deltas.stats
                     delta = await run_sync(next, deltas, None)
             finally:
@@ -263,7 +249,7 @@ async def reply(
     except Exception as error:
         log.exception("The model failed")
         raise steps.refusal(f"The model failed ({type(error).__name__}). The log has the details.") from error
-    if not begun:
+    if not turn["content"] and "thought" not in turn:
         raise steps.refusal(
             "The model ended its answer before the first word. Edit the question, or ask another."
         )
@@ -305,13 +291,6 @@ def launch_ui(
         theme=THEME,
     )
     return address
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Prepare a model if need be and serve the chat page on it."""
-    from chat_command import begin, finish  # which know models
-
-    finish(begin(arguments), build_ui, launch_ui)
 
 
 if __name__ == "__main__":

@@ -16,18 +16,19 @@ from checkpoint_files import (
     METADATA_SUFFIXES,
     OPENVINO,
     SHARD,
+    WEIGHT_SUFFIXES,
     WEIGHTS,
-    check_fetched,
+    check_ir,
     check_weights,
     fingerprint,
     kind_of,
     missing_files,
-    read_json,
     read_settings,
     weight_files,
 )
 from checkpoint_fit import check_fit, quantization_of
 from dequantize import is_dequantizable
+from json_files import check_fetched, read_json
 from weight_sizes import (
     DISK_SHARE,
     Weights,
@@ -74,14 +75,22 @@ JSON_FILES = (
     "vocab.json",
 )
 # Formats of other programs, by their files, and what to take instead.
+FORMAT = "take the same model in transformers' format"
 FOREIGN = {
-    "*.pth": "weights in Meta's own format",
-    "tf_model.h5": "weights for TensorFlow",
-    "flax_model.msgpack": "weights for Flax",
-    "*.onnx": "a model in ONNX",
+    "*.pth": f"weights in Meta's own format; {FORMAT}",
+    "consolidated*.safetensors": f"weights in Mistral's own format; {FORMAT}",
+    "tf_model.h5": f"weights for TensorFlow; {FORMAT}",
+    "flax_model.msgpack": f"weights for Flax; {FORMAT}",
+    "*.onnx": f"a model in ONNX; {FORMAT}",
+    "openvino_*_model.xml": "a model of several parts in OpenVINO IR, such as one that sees pictures; only "
+    "text models in one part (openvino_model.xml) can be run here",
+    "*.safetensors": "weights under another name than model.safetensors; rename the file if it holds all",
 }
-# Older configurations say how they were quantized without saying by what.
-WITHOUT_METHOD = {"load_in_8bit": "bitsandbytes", "load_in_4bit": "bitsandbytes"}
+# Some configurations say how they were quantized without saying by what.
+WITHOUT_METHOD = {"load_in_8bit": "bitsandbytes", "load_in_4bit": "bitsandbytes", "group_size": "mlx"}
+# One of several files that hold one model, as llama.cpp splits it; and what belongs to a model, for pictures.
+GGUF_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
+GGUF_BESIDE = "mmproj*"
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,9 @@ def look(folder: Path, coming: Collection[str] = ()) -> Checkpoint:
     """
     if folder.is_file():
         check_fetched(folder)
+        _check_gguf_name(folder)
         return Checkpoint(folder, "gguf", files=(folder.name,))
+    _check_links(folder, coming)
     names = {file.name for file in folder.iterdir() if file.is_file()} | set(coming)
     kind = kind_of(names)
     if kind == "gguf":
@@ -162,6 +173,8 @@ def look(folder: Path, coming: Collection[str] = ()) -> Checkpoint:
     for name in seen.files:
         if name not in missing:
             (check_fetched if kind == "openvino" else check_weights)(folder / name)
+    if kind == "openvino" and not missing:
+        check_ir(folder / OPENVINO)
     if kind == "weights":
         check_fit(folder, fields["settings"], seen.files)
     return Checkpoint(**vars(seen) | fields | {"missing": tuple(missing)})
@@ -183,7 +196,9 @@ def check_metadata(folder: Path, names: Collection[str] | None = None) -> None:
     """
     names = [file.name for file in folder.iterdir()] if names is None else names
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a checkpoint folder: it has no config.json.{_foreign(names)}")
+        raise ValueError(
+            f"{folder} is not a checkpoint folder: it has no config.json.{_inside(folder) or _foreign(names)}"
+        )
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise ValueError(
             f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). "
@@ -201,7 +216,8 @@ def _look_at_settings(seen: Checkpoint, names: Collection[str]) -> dict:
             raise ValueError(
                 f"{folder} has parts of weights, such as {shards[0]}, but no {index}. Fetch it too."
             )
-        raise ValueError(f"{folder} has no weights (*.safetensors or *.bin).{_foreign(names)}")
+        names = {*names, *(f"{file.parent.name}/{file.name}" for file in folder.glob("*/*.onnx"))}
+        raise ValueError(f"{folder} has no {' or '.join(WEIGHTS)}.{_foreign(names)}")
     settings = read_settings(folder)
     quantized = quantization_of(settings)
     if seen.kind == "openvino" and "openvino_model.bin" not in seen.files:
@@ -242,6 +258,8 @@ def _look_at_adapter(seen: Checkpoint) -> dict:
 
 def _look_at_gguf(folder: Path, names: Collection[str]) -> Checkpoint:
     files = sorted(name for name in names if name.endswith(".gguf"))
+    files = [name for name in files if not fnmatch.fnmatch(name, GGUF_BESIDE)] or files
+    _check_gguf_name(folder / files[0])
     if len(files) > 1:
         raise ValueError(
             f"{folder} holds {len(files)} GGUF files. Name one of them instead of the folder, for example "
@@ -252,6 +270,33 @@ def _look_at_gguf(folder: Path, names: Collection[str]) -> Checkpoint:
     return Checkpoint(folder, "gguf", files=tuple(files), missing=tuple(missing_files(folder, files)))
 
 
+def _check_gguf_name(file: Path) -> None:
+    if part := GGUF_PART.fullmatch(file.name):
+        raise ValueError(
+            f"{file} is one of {int(part[2])} files that hold one model. Join them with llama.cpp's "
+            f"`llama-gguf-split --merge {file.name} {part[1]}.gguf` and name that; or take the original "
+            "model, whose weights were not yet quantized."
+        )
+
+
+def _check_links(folder: Path, coming: Collection[str]) -> None:
+    """Refuse links to files that are gone, as half a copy of a cache has them."""
+    for file in sorted(folder.iterdir()):
+        is_read = file.suffix in (*METADATA_SUFFIXES, *WEIGHT_SUFFIXES) and file.name not in coming
+        if is_read and file.is_symlink() and not file.exists():
+            raise ValueError(
+                f"{file} is a link to {file.readlink()}, which is not there. Copy the folder with the files "
+                "that its links stand for (cp -rL), or fetch the model again."
+            )
+
+
 def _foreign(names: Collection[str]) -> str:
     found = next((words for pattern, words in FOREIGN.items() if fnmatch.filter(names, pattern)), None)
-    return f" What it has is {found}; take the same model in transformers' format." if found else ""
+    return f" What it has is {found}." if found else ""
+
+
+def _inside(folder: Path) -> str:
+    """Where in a folder of folders a model is."""
+    inner = [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]
+    newest = max(inner, key=lambda file: file.stat().st_mtime, default=None)
+    return f" One of its folders has one: name {newest.parent} instead." if newest else ""

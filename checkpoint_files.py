@@ -1,7 +1,8 @@
 """The files of a checkpoint: which of them hold what; each either readable and whole, or refused by its name.
 
-Knows JSON, safetensors and PyTorch's .bin as files. Refuses to know what they mean together (`checkpoint`).
-Needs neither torch nor transformers, and reads no weights: headers and sizes tell whether a file is whole.
+Knows safetensors, PyTorch's .bin, their indices and IR as files. Refuses to know what they mean together
+(`checkpoint`). Needs neither torch nor transformers, and reads no weights: headers and sizes tell whether a
+file is whole.
 """
 
 import hashlib
@@ -12,17 +13,18 @@ import struct
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from json_files import check_fetched, read_json
 
 # The suffixes of a checkpoint's files that are read. Python files are left where they are.
 METADATA_SUFFIXES = (".json", ".jinja", ".model", ".txt")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".xml")
 # One file of this name holds the weights, or several that <name>.index.json lists.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 OPENVINO = "openvino_model.xml"
 SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
-# What git shows of a large file that git-lfs has not fetched, or of one in git-annex.
-POINTER = b"version https://git-lfs.github.com/spec/"
 # A header longer than this is none: the format's own limit.
 LONGEST_HEADER = 100_000_000
 
@@ -114,52 +116,6 @@ class Tensor(NamedTuple):
         return math.prod(self.shape)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, which may begin with a byte order mark.
-
-    Raises:
-        ValueError: names the file, and where in it a mistake is.
-    """
-    check_fetched(file)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{file} is no valid JSON: {error.msg} in line {error.lineno}, column {error.colno}. "
-            "Mend it, or fetch the file again."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file} is no text in UTF-8: {error.reason} at byte {error.start}. Save it as UTF-8, or fetch "
-            "the file again."
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__} where an object {{...}} is expected.")
-    return content
-
-
-def read_json_if_there(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is no such file. Raises what `read_json` does."""
-    return read_json(file) if file.is_file() else {}
-
-
-def check_fetched(file: Path) -> None:
-    """Refuse a file that is empty, or only says where git-lfs finds it.
-
-    Raises:
-        ValueError: names the file and the way out.
-    """
-    with file.open("rb") as opened:
-        start = opened.read(len(POINTER))
-    if not start:
-        raise ValueError(f"{file} is empty. Fetch the file again.")
-    if start == POINTER:
-        raise ValueError(
-            f"{file} is only git-lfs's pointer to the file. Install git-lfs and run `git lfs pull` in "
-            f"{file.parent}, or fetch the model with `hf download OWNER/NAME`."
-        )
-
-
 def check_weights(file: Path) -> None:
     """Refuse a file of weights that is not whole.
 
@@ -177,6 +133,26 @@ def check_weights(file: Path) -> None:
         raise ValueError(f"{file} ends too early: the list of contents is missing. Fetch the file again.")
     if start not in (b"PK", b"\x80\x02"):
         raise ValueError(f"{file} is no file of PyTorch's. Fetch the file again.")
+
+
+def check_ir(graph: Path) -> None:
+    """Refuse OpenVINO IR that is not whole: a graph, and the constants that it says are in the file beside.
+
+    Raises:
+        ValueError: names the file and the way out.
+    """
+    weights, needed, end = graph.with_suffix(".bin"), 0, ""
+    with graph.open(encoding="utf-8", errors="replace") as opened:
+        for line in opened:
+            end = line.strip() or end
+            if part := re.search(r'<data [^>]*offset="(\d+)" size="(\d+)"', line):
+                needed = max(needed, int(part[1]) + int(part[2]))
+    if not end.endswith("</net>"):
+        raise ValueError(f"{graph} ends too early, or is no OpenVINO IR. Fetch it again.")
+    if (size := weights.stat().st_size) < needed:
+        raise ValueError(
+            f"{weights} ends too early: {size} bytes, where {graph.name} needs {needed}. Fetch both again."
+        )
 
 
 def read_header(file: Path) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from checkpoint_files import read_header, read_json_if_there
+from checkpoint_files import read_header
+from json_files import read_json_if_there
 
 # How architectures name the tensor that has a row for each token.
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
@@ -15,9 +16,9 @@ EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embe
 
 def quantization_of(settings: dict) -> dict | None:
     """What config.json says of how others have quantized the weights, if they have."""
-    return settings.get("quantization_config") or (settings.get("text_config") or {}).get(
-        "quantization_config"
-    )
+    text = settings.get("text_config") or {}
+    keys = ("quantization_config", "quantization")  # the latter is MLX's
+    return next((part[key] for part in (settings, text) for key in keys if part.get(key)), None)
 
 
 def check_fit(folder: Path, settings: dict, files: Collection[str]) -> None:
@@ -39,7 +40,7 @@ def check_fit(folder: Path, settings: dict, files: Collection[str]) -> None:
     quantized = quantization_of(settings)
     for file, tensors in headers.items():
         for name, tensor in tensors.items():
-            integer = tensor.dtype in ("I8", "U8", "I32") or tensor.dtype.startswith("F8")
+            integer = tensor.dtype[0] in "IU" or tensor.dtype.startswith("F8")
             if not quantized and integer and re.search(r"\.(weight|qweight|weight_packed)$", name):
                 raise ValueError(
                     f"{folder / file} has been quantized already ({name} is {tensor.dtype}), but config.json "

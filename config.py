@@ -276,6 +276,11 @@ def get_model_config(model: str) -> ModelConfig:
             if entry.model_id.lower() == model_id.lower():
                 return replace(entry, model_id=model, bundled=None)
         return ModelConfig(model_id=model)
+    if local.is_file():
+        raise ValueError(
+            f"{model} is a single file, and a model here is a folder, or a .gguf file. Name the folder that "
+            f"holds it together with config.json and the tokenizer, perhaps {local.parent}."
+        )
     close = difflib.get_close_matches(model.lower(), SUPPORTED_MODELS, n=3, cutoff=0.4) or [DEFAULT_MODEL]
     raise ValueError(
         f"Unknown model {model!r}. Nearest names in the catalogue: {', '.join(close)}. "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoint_files import read_settings, weight_files
+from checkpoint_fit import quantization_of
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,7 @@ def dequantize(folder: Path, output: Path) -> None:
     if not all(name.endswith(".safetensors") for name in files):
         raise ValueError(f"{folder} has quantized weights in {files[0]}; only safetensors can be read here.")
     settings = read_settings(folder)
-    block = (settings["quantization_config"].get("weight_block_size") or (None, None))[:2]
+    block = ((quantization_of(settings) or {}).get("weight_block_size") or (None, None))[:2]
     weight_map, total = {}, 0
     with ExitStack() as stack:
         opened = {name: stack.enter_context(safe_open(folder / name, framework="pt")) for name in files}

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from json_files import read_json_if_there
 from kv_cache import PagedModel, StatefulModel, has_paged_form
-from model_folder import check_device, check_folder, model_limits, read_json, sampling_defaults
+from model_folder import check_device, check_folder, model_limits, sampling_defaults
 from sampling import Sampler, SamplingParams, log_probabilities
 from tuning import fastest_properties
 
@@ -178,7 +179,8 @@ class OptimumEngine:
         folder = check_folder(folder)
         check_device(device)
         properties = fastest_properties(folder, device) | dict(ov_config or {})
-        settings, generation = read_json(folder / "config.json"), read_json(folder / "generation_config.json")
+        settings = read_json_if_there(folder / "config.json")
+        generation = read_json_if_there(folder / "generation_config.json")
         engine = cls.__new__(cls)
         try:
             graph = openvino.Core().read_model(folder / "openvino_model.xml")

@@ -24,7 +24,8 @@ import engine
 import genai_process
 from engine import TokenStream
 from genai_process import Failure, News, Process, Settings
-from model_folder import check_folder, model_limits, read_json, sampling_defaults
+from json_files import read_json_if_there
+from model_folder import check_folder, model_limits, sampling_defaults
 from sampling import SamplingParams
 
 CACHE_GIGABYTES = 2
@@ -63,7 +64,8 @@ class GenAIEngine:
 
     def __init__(self, folder: str | Path, device: str = "CPU", ov_config: dict[str, Any] | None = None):
         folder = check_folder(folder)
-        settings, generation = read_json(folder / "config.json"), read_json(folder / "generation_config.json")
+        settings = read_json_if_there(folder / "config.json")
+        generation = read_json_if_there(folder / "generation_config.json")
         limit, self.end_ids = model_limits(settings, generation)
         self.defaults = sampling_defaults(generation)
         self._vocabulary = (settings.get("text_config") or settings).get("vocab_size", math.inf)

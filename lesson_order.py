@@ -9,26 +9,26 @@ MADE_IN = {
     "MODELS_DIR": "the first cell of the first path",
     "spread": "section 2",
     "model_config": "section 3",
-    "checkpoint": "section 4",
     "lesson_model": "section 4",
     "folders": "section 5",
     "device_choice": "section 7",
-    "variant_choice": "section 7",
-    "exact_model": "section 8",
     "tokenizer": "section 8",
     "chat_model": "section 9",
     "ScriptedEngine": "section 9",
-    "address": "section 14",
 }
+ALWAYS = ("MODELS_DIR", "spread")
 
 
 def needs(*names: str) -> None:
-    """See that earlier sections have been run since the kernel started.
+    """See that earlier sections have been run since the kernel started; the first two always.
+
+    Args:
+        names: one of each section that is needed besides.
 
     Raises:
-        RuntimeError: one has not; the message says which.
+        RuntimeError: one has not been run; the message says which.
     """
-    for name in names:
+    for name in ALWAYS + names:
         if not hasattr(__main__, name):
             raise RuntimeError(
                 f"This cell uses `{name}`, which {MADE_IN[name]} makes. Run that one first, or all cells "

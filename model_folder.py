@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.version import Version
 
 from config import SUPPORTED_MODELS
+from json_files import read_json, read_json_if_there
 from sampling import OPTIONS, SamplingParams
 from tokenizer_check import read_tokenizer
 from tuning import fastest_properties
@@ -82,7 +83,7 @@ def write_manifest(folder: Path, entries: dict[str, Any]) -> None:
 def read_manifest(folder: Path) -> dict | None:
     """What `write_manifest` wrote, or None if that is not there or damaged."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
         return manifest if manifest["files"].keys() >= set(REQUIRED_FILES) else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -130,8 +131,9 @@ def precision_of(folder: Path) -> str:
     for line in (folder / "openvino_model.xml").open(encoding="utf-8"):
         if constant := re.search(r'<data element_type="(\w+)" shape="([\d, ]+)" offset=', line):
             bits[constant[1]] += math.prod(map(int, constant[2].split(",")))
-    most = bits.most_common(1)[0][0] if bits else "unknown"
-    return re.sub(r"^[IU]", "INT", re.sub(r"^F(?=\d)", "FP", most.upper()))
+    if not bits:
+        return "unknown"
+    return re.sub(r"^[IU]", "INT", re.sub(r"^F(?=\d)", "FP", bits.most_common(1)[0][0].upper()))
 
 
 def _damage(folder: Path, sizes: dict[str, int | None]) -> str | None:
@@ -211,7 +213,7 @@ def load_model(
     from routes import route_of
 
     check_device(device)
-    model_class = route_of(read_json(folder / "config.json")).model_class
+    model_class = route_of(read_json_if_there(folder / "config.json")).model_class
     ov_config = fastest_properties(folder, device) | (ov_config or {})
     try:
         # A bad property would show only when the model is compiled. A model of one operation tells now.
@@ -225,11 +227,6 @@ def load_model(
     except RuntimeError as error:
         raise ValueError(f"OpenVINO cannot load {folder} on {device}: {error}") from error
     return model, read_tokenizer(folder)
-
-
-def read_json(file: Path) -> dict:
-    """The content of a JSON file beside a model; empty where there is none."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def model_limits(settings: dict, generation: dict) -> tuple[int | None, frozenset[int]]:
@@ -254,11 +251,11 @@ def model_limits(settings: dict, generation: dict) -> tuple[int | None, frozense
 
 
 def sampling_defaults(generation: dict[str, Any]) -> SamplingParams:
-    """What generation_config.json recommends, as far as it is an option here and within its range."""
+    """What generation_config.json recommends, as far as it is an option here and a number in its range."""
     given = {}
     for name, option in OPTIONS.items():
         is_rule = option.slider is not None and name != "max_new_tokens"
         value = generation.get(name) if is_rule else None
-        if value is not None and option.low <= value <= (option.high or value):
+        if isinstance(value, int | float) and option.low <= value <= (option.high or value):
             given[name] = option.kind(value)
     return SamplingParams(**given)

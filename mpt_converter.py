@@ -69,7 +69,7 @@ def convert_mpt(
     # Not compress_to_fp16: it would round the ALiBi slopes too, which are multiplied by large distances.
     openvino.save_model(model, model_path / "openvino_model.xml", compress_to_fp16=False)
     pt_model.config.save_pretrained(model_path)
-    pt_model.generation_config.save_pretrained(model_path)
+    pt_model.generation_config.to_json_file(model_path / "generation_config.json")  # whatever it says
     del model
     gc.collect()
     return model_path

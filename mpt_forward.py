@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import nn
 
 from checkpoint import read_settings, stored_dtype
+from weight_names import check_weight_names
 
 if TYPE_CHECKING:
     from transformers import MptForCausalLM
@@ -87,10 +88,8 @@ def load_mpt(checkpoint_folder: str | Path) -> "MptForCausalLM":
         part |= {key: float(part[key]) for key in FLOATS if isinstance(part.get(key), int)}
     config = MptConfig.from_dict(settings | {"attn_config": attention})
     dtype = stored_dtype(Path(checkpoint_folder))
-    try:
-        return MptForCausalLM.from_pretrained(checkpoint_folder, config=config, dtype=dtype).eval()
-    except RuntimeError as error:
-        raise ValueError(f"transformers' MPT class cannot hold {checkpoint_folder}: {error}") from error
+    check_weight_names(Path(checkpoint_folder), config)
+    return MptForCausalLM.from_pretrained(checkpoint_folder, config=config, dtype=dtype).eval()
 
 
 def check_settings(settings: dict) -> None:

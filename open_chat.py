@@ -120,12 +120,13 @@ def chat_on_folder(
     """
     from chat import ChatModel
     from chat_tokenizer import open_tokenizer
+    from json_files import read_json_if_there
     from loading_engine import LoadingEngine
-    from model_folder import check_folder, model_limits, read_json, sampling_defaults
+    from model_folder import check_folder, model_limits, sampling_defaults
 
     folder = check_folder(folder)
-    generation = read_json(folder / "generation_config.json")
-    max_context, end_ids = model_limits(read_json(folder / "config.json"), generation)
+    generation = read_json_if_there(folder / "generation_config.json")
+    max_context, end_ids = model_limits(read_json_if_there(folder / "config.json"), generation)
 
     def make() -> "Engine":
         try:

@@ -11,11 +11,14 @@ from packaging.version import Version
 
 from checkpoint import stored_dtype
 from lifted_caps import EXPORTED_AS, TASK, check_results, export_configs
+from weight_names import check_weight_names
 
 if TYPE_CHECKING:
     import torch
     from optimum.intel import OVConfig
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
+
+GENERATION = "generation_config.json"
 
 
 def check_settings(settings: dict) -> None:
@@ -32,6 +35,11 @@ def check_settings(settings: dict) -> None:
     from transformers import CONFIG_MAPPING
 
     model_type = settings.get("model_type")
+    if model_type is None:
+        raise ValueError(
+            "Its config.json has no model_type, so nobody knows which architecture it is. Fetch it again, or "
+            "write the original's there."
+        )
     known = TasksManager.get_supported_model_type_for_task(TASK, exporter="openvino")
     if (
         EXPORTED_AS.get(model_type, model_type) not in known or model_type not in CONFIG_MAPPING
@@ -61,11 +69,16 @@ def export_checkpoint(checkpoint_folder: Path, output: Path) -> None:
 
     The weights are loaded in the type they are stored in: only then do they stay in the mapped files.
     bfloat16 stays bfloat16.
+
+    Raises:
+        ValueError: they are not the weights that the architecture has.
     """
     from optimum.exporters.openvino import main_export
-    from transformers import AutoConfig
+    from transformers import AutoConfig, GenerationConfig
 
+    check_weight_names(checkpoint_folder)
     stored = stored_dtype(checkpoint_folder)
+    config = AutoConfig.from_pretrained(checkpoint_folder, trust_remote_code=False)
     main_export(
         str(checkpoint_folder),
         output=output,
@@ -73,10 +86,13 @@ def export_checkpoint(checkpoint_folder: Path, output: Path) -> None:
         ov_config=_number_type(stored),
         trust_remote_code=False,
         model_loading_kwargs={"torch_dtype": stored},
-        custom_export_configs=export_configs(
-            AutoConfig.from_pretrained(checkpoint_folder, trust_remote_code=False)
-        ),
+        custom_export_configs=export_configs(config),
     )
+    if (checkpoint_folder / GENERATION).is_file():
+        generation = GenerationConfig.from_pretrained(checkpoint_folder)
+    else:
+        generation = GenerationConfig.from_model_config(config)
+    _write_generation_config(generation, output)
 
 
 def export_model(model: "PreTrainedModel", output: Path) -> None:
@@ -93,6 +109,16 @@ def export_model(model: "PreTrainedModel", output: Path) -> None:
         custom_export_configs=export_configs(model.config),
     )
     clear_class_registry()  # gives back the memory of what was traced, as `main_export` does
+    _write_generation_config(model.generation_config, output)
+
+
+def _write_generation_config(generation: "GenerationConfig", output: Path) -> None:
+    """Make up for the exporter, which leaves out one that transformers would not save.
+
+    That is one with a temperature, or the like, and without do_sample: many published ones are.
+    """
+    if not (output / GENERATION).is_file():
+        generation.to_json_file(output / GENERATION)
 
 
 def _number_type(stored: "torch.dtype") -> "OVConfig":

@@ -29,19 +29,20 @@ body:has(.stop-button) :is(.side-panel, .conversation button:not([aria-label*="o
 @media (max-width: 768px) {
   div.side-panel { max-height: 8rem; }
   .conversation { height: 50vh !important; }
+  .conversation .example { padding: var(--spacing-md) var(--spacing-lg) !important; }
+  .heading h1 { font-size: var(--text-lg) !important; }
 }
 /* Gradio now and then takes the end of a stopped answer for an error, and covers the conversation with it. */
 .conversation [data-testid="status-tracker"]:has(.clear-status) { display: none !important; }
-/* A wide table is scrolled, not broken within words. */
+/* A wide table or formula is scrolled, not broken within words or cut off. */
 .conversation table { display: block; overflow-x: auto; border: 0 !important; }
+.conversation .katex-display { overflow: auto hidden; }
 .conversation :is(td, th) { overflow-wrap: normal; word-break: normal; }
-.heading h1 { margin: 0 !important; }
-.heading p { margin: 0 !important; }
-/* Gradio's subdued color is too light for small letters on white. */
-:is(.stats, .heading) p { color: var(--neutral-500) !important; font-size: var(--text-sm); }
-.dark :is(.stats, .heading) p { color: var(--neutral-400) !important; }
+.heading :is(h1, p) { margin: 0 !important; }
+:is(.stats, .heading) p { color: var(--body-text-color-subdued) !important; font-size: var(--text-sm); }
 /* Each paragraph reads in the direction of its own letters. */
 .conversation :is(p, li, h1, h2, h3, h4, td, th, .typed) { unicode-bidi: plaintext; text-align: start; }
+.side-panel td * { unicode-bidi: plaintext; }
 .conversation pre.typed {
   margin: 0; padding: 0; border: 0; background: none; font: inherit; color: inherit;
   white-space: pre-wrap; overflow-wrap: anywhere;
@@ -55,6 +56,14 @@ THEME = gr.themes.Default(
         "system-ui",
         "sans-serif",
     ]
+).set(  # Gradio's are too light to be read easily: 2.6 to 1 against what lies behind them, for some 4.5
+    body_text_color_subdued="*neutral_500",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_hover_dark="*primary_800",
 )
 
 # What runs in the browser, by what it is for.

@@ -81,12 +81,17 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def to_prompt(messages: list[Message], system_prompt: str) -> list[Message]:
+def to_prompt(messages: list[Message], system_prompt: str | None) -> list[Message]:
     """The conversation as a `chat.Chat` reads it; a last message of the assistant's is to be gone on with.
 
     A question that got no answer, because it was stopped or failed, is left out: most chat templates want
     questions and answers in turn. An empty system prompt is passed on as such, so that none is used.
+
+    Raises:
+        ValueError: the system prompt is no text.
     """
+    if not isinstance(system_prompt, str | None):
+        raise ValueError("system_prompt must be a text")
     prompt = [{"role": "system", "content": whole_characters(system_prompt or "")}]
     for message in messages:
         if message["role"] == prompt[-1]["role"]:
@@ -205,9 +210,11 @@ def from_json(text: str) -> Conversation:
 
 def describe(stats: ReplyStats) -> str:
     """What a reply cost, in one line; and in another, which messages the model did not see."""
-    parts = [counted(stats.prompt_tokens, "prompt token")]
-    if stats.reused_tokens is not None:
-        parts[0] += f" ({stats.reused_tokens} from the cache)"
+    parts = []
+    if stats.prompt_tokens:  # not every endpoint counts them
+        parts.append(counted(stats.prompt_tokens, "prompt token"))
+        if stats.reused_tokens is not None:
+            parts[0] += f" ({stats.reused_tokens} from the cache)"
     if stats.time_to_first_token is not None:
         parts.append(f"first token {stats.time_to_first_token:.2f} s")
     if stats.tokens_per_second is not None:
@@ -218,13 +225,9 @@ def describe(stats: ReplyStats) -> str:
     if stats.finish_reason == "length":
         parts[-1] += ", stopped at the limit"
     line = " · ".join(parts)
-    if stats.dropped_messages == 1:
-        line += "\n\nThe oldest message no longer fits into the model's context and was left out."
-    elif stats.dropped_messages:
-        line += (
-            f"\n\nThe {stats.dropped_messages} oldest messages no longer fit into the model's context "
-            "and were left out."
-        )
+    if stats.dropped_messages:
+        which = "message" if stats.dropped_messages == 1 else f"{stats.dropped_messages} messages"
+        line += f"\n\nThe model's context is full: it no longer sees the oldest {which}."
     return line
 
 

@@ -24,7 +24,7 @@ from page_rendering import (
     to_markdown,
     whole_characters,
 )
-from sampling import Option
+from sampling import OPTIONS, Option, SamplingParams
 
 # The message box while an answer is being written, and else.
 LOCKED = {"interactive": False, "submit_btn": False, "stop_btn": "Stop", "placeholder": ""}
@@ -35,7 +35,9 @@ UNLOCKED = {
     "placeholder": "Type a message, Enter sends it",
 }
 
+WAITING = "Waiting for the model: it is being loaded, or answers somebody else."
 UNCHANGED = (gr.skip(),) * 6  # the screen
+SAMPLING = [option for option in OPTIONS.values() if option.name != "logprobs"]  # which nothing here shows
 
 
 def view(
@@ -109,7 +111,7 @@ def rest(data: Any, line: str = "") -> tuple[Any, ...]:
     for last in conversation["messages"][-1:]:
         if last["role"] == "assistant" and "finish" not in last:
             last["finish"], line = "cancelled", stopped(line)
-    return view(conversation, line)
+    return view(conversation, "" if line == WAITING else line)
 
 
 def restored(data: Any) -> tuple[Any, ...]:
@@ -172,8 +174,12 @@ def refusal(message: str, duration: float = 10) -> gr.Error:
     return gr.Error(message, duration=duration, print_exception=False)
 
 
-def control(option: Option, chat_model: Chat) -> gr.components.Component:
-    """What sets a sampling option, with the value that the model's answers have by default."""
+def sampling_controls(chat_model: Chat) -> dict[str, gr.components.Component]:
+    """What sets the sampling options, with the values that the model's answers have by default."""
+    return {option.name: _control(option, chat_model) for option in SAMPLING}
+
+
+def _control(option: Option, chat_model: Chat) -> gr.components.Component:
     value = getattr(chat_model.defaults, option.name)
     about = {"label": option.label, "info": option.help}
     if option.slider:
@@ -188,16 +194,16 @@ def control(option: Option, chat_model: Chat) -> gr.components.Component:
     return gr.Textbox("" if value is None else str(value), **about)
 
 
-def switch(name: str, values: tuple) -> gr.components.Component:
-    """What sets an option of the model's chat template; the first value is the default."""
-    label = name.removeprefix("enable_").replace("_", " ").capitalize()
-    if isinstance(values[0], bool):
-        return gr.Checkbox(values[0], label=label)
-    return gr.Radio(list(values), value=values[0], label=label)
+def sampling_of(options: dict[str, Any]) -> SamplingParams:
+    """The sampling that the controls, or a program in their place, ask for.
+
+    Raises:
+        ValueError: an option is out of range; the message names it.
+    """
+    return SamplingParams(**{option.name: _value(option, options[option.name]) for option in SAMPLING})
 
 
-def option_value(option: Option, held: Any) -> Any:
-    """What an option's control holds, as `SamplingParams` takes it, which judges whether it is in range."""
+def _value(option: Option, held: Any) -> Any:
     if option.kind is tuple:
         return tuple(line for line in held.split("\n") if line) if isinstance(held, str) else held
     if not option.slider and isinstance(held, str):
@@ -207,8 +213,28 @@ def option_value(option: Option, held: Any) -> Any:
     return int(held) if option.kind is int and isinstance(held, float) and held.is_integer() else held
 
 
-def one_of(name: str, values: tuple, held: Any) -> Any:
-    """What a switch holds, which must be one of its values."""
-    if held not in values:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, values))}")
-    return values[values.index(held)]
+def switches(chat_model: Chat) -> dict[str, gr.components.Component]:
+    """What sets the options of the model's chat template; the first value of each is the default."""
+    made = {}
+    for name, values in chat_model.template_options.items():
+        label = name.removeprefix("enable_").replace("_", " ").capitalize()
+        if isinstance(values[0], bool):
+            made[name] = gr.Checkbox(values[0], label=label)
+        else:
+            made[name] = gr.Radio(list(values), value=values[0], label=label)
+    return made
+
+
+def switched(options: dict[str, Any], chat_model: Chat) -> dict[str, Any] | None:
+    """The template options that the switches ask for; None where the template has none.
+
+    Raises:
+        ValueError: a switch has no such position; the message names it.
+    """
+    for name, values in chat_model.template_options.items():
+        if options[name] not in values:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, values))}")
+    # one that is equal to the value asked for: a program may send 1 for True
+    return {
+        name: values[values.index(options[name])] for name, values in chat_model.template_options.items()
+    } or None

@@ -17,6 +17,7 @@ from dequantize import dequantize
 from gguf_checkpoint import convert_gguf
 from model_source import FoundCheckpoint
 from quiet import quiet_libraries
+from weight_names import check_weight_names
 from workspace import PARTIAL, check_disk, check_memory, link_or_copy, show_progress
 
 # Numbers in a byte of a quantized checkpoint, as far as it is quantized.
@@ -100,14 +101,16 @@ def merge_adapter(base: Path, adapter: Path, output: Path) -> None:
         ValueError: the adapter does not fit the model.
     """
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     dtype, what = stored_dtype(base), f"Merging the adapter {adapter.name}"
     size = stored_weights(base).at_16_bits * dtype.itemsize / 2
     check_disk(output, size, what)
     check_memory(size, what, "Close other programs, or merge it on a larger machine.")
     with quiet_libraries(), show_progress("Merging the adapter", output, size):
+        check_weight_names(base)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False)
+        generation, model.generation_config = model.generation_config, GenerationConfig()
         rows = _embedding_rows(adapter)
         if rows > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(rows, mean_resizing=False)
@@ -116,6 +119,7 @@ def merge_adapter(base: Path, adapter: Path, output: Path) -> None:
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(f"The adapter {adapter} does not fit the model {base}: {error}") from error
         merged.save_pretrained(output)
+        generation.to_json_file(output / "generation_config.json")  # transformers would not save every one
     own = any((adapter / name).is_file() for name in TOKENIZERS)
     _copy_metadata(adapter if own else base, output)
     look(output)

@@ -153,8 +153,8 @@ class SamplingParams:
     json_schema: str | None = None  # no row in the table: it is for programs
 
     def __post_init__(self):
-        stop = self.stop
-        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop or ()))
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
+        object.__setattr__(self, "stop", tuple(stop) if isinstance(stop, Iterable) else stop)
         for option in OPTIONS.values():
             option.check(getattr(self, option.name))
         if not isinstance(self.json_schema, str | None):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from checkpoint import stored_dtype
 from optimum_export import check_settings, export_model
+from weight_names import check_weight_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,25 +38,21 @@ def export_text_part(checkpoint_folder: Path, output: Path) -> None:
     """Write the text model of a checkpoint with pictures as stateful FP16 IR; see `Route.export`.
 
     Raises:
-        ValueError: the checkpoint lacks weights of the text model; the message names the first.
+        ValueError: the checkpoint lacks weights of the text model: see `check_weight_names`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     whole = AutoConfig.from_pretrained(checkpoint_folder, trust_remote_code=False)
     config = whole.get_text_config(decoder=True)
     config.tie_word_embeddings = whole.tie_word_embeddings  # as transformers does with the whole model
-    model, loading = AutoModelForCausalLM.from_pretrained(
+    check_weight_names(checkpoint_folder, config, TEXT_WEIGHTS)
+    model = AutoModelForCausalLM.from_pretrained(
         checkpoint_folder,
         config=config,
         dtype=stored_dtype(checkpoint_folder),
         key_mapping=TEXT_WEIGHTS,
-        output_loading_info=True,
         trust_remote_code=False,
     )
-    if missing := sorted(loading["missing_keys"]):  # transformers would fill them with random numbers
-        raise ValueError(
-            f"{checkpoint_folder} lacks {len(missing)} weights of its text model, the first is {missing[0]}."
-        )
     export_model(model, output)
 
 
@@ -87,6 +84,7 @@ def load_granite(checkpoint_folder: Path) -> "PreTrainedModel":
     """
     from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
 
+    check_weight_names(checkpoint_folder)
     dtype = stored_dtype(checkpoint_folder)
     hybrid = AutoModelForCausalLM.from_pretrained(checkpoint_folder, dtype=dtype, trust_remote_code=False)
     weights = {}

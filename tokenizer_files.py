@@ -90,7 +90,7 @@ def _write_changeable(
     if wanted != _end_tokens(output):
         generation_config = GenerationConfig.from_pretrained(output)
         generation_config.eos_token_id = wanted
-        generation_config.save_pretrained(output)
+        generation_config.to_json_file(output / "generation_config.json")  # whatever else it says
 
 
 def _end_tokens(folder: Path) -> list[int]:

@@ -4,6 +4,7 @@ Knows types and sizes, and what conversions were measured to need. Refuses to kn
 any good (`checkpoint`), and how it is converted.
 """
 
+import pickle
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,14 +29,21 @@ def first_weights(checkpoint_folder: Path) -> "dict[str, torch.Tensor]":
     """The tensors of a checkpoint's first file, the embedding among them, without their content.
 
     Raises:
-        ValueError: there are no weights.
+        ValueError: there are no weights, or the file holds something else; the message names it.
     """
     from transformers.modeling_utils import load_state_dict
 
     names = weight_files(checkpoint_folder)
     if not names:
         raise ValueError(f"{checkpoint_folder} has no weights (*.safetensors or *.bin).")
-    return load_state_dict(str(checkpoint_folder / names[0]), map_location="meta")
+    file = checkpoint_folder / names[0]
+    try:
+        return load_state_dict(str(file), map_location="meta")
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:  # PyTorch's advice would be to run it
+        raise ValueError(
+            f"{file} cannot be read as weights alone: it is damaged, or holds code, which is not run. Fetch "
+            "it again, or take the same model as safetensors."
+        ) from error
 
 
 def stored_dtype(checkpoint_folder: Path) -> "torch.dtype":
@@ -77,9 +85,11 @@ def expected_weights(checkpoint_folder: Path, weight_bytes: int) -> Weights:
         weight_bytes: the size of the weights' files.
     """
     settings = read_settings(checkpoint_folder)
-    itemsize = 2 if (settings.get("dtype") or settings.get("torch_dtype")) in ("float16", "bfloat16") else 4
-    width = settings.get("hidden_size") or settings.get("d_model") or 0
-    return Weights(weight_bytes * 2 / itemsize, itemsize, (settings.get("vocab_size") or 0) * width)
+    text = settings | (settings.get("text_config") or {})  # of a model that sees pictures too
+    dtypes = (part.get(key) for part in (settings, text) for key in ("dtype", "torch_dtype"))
+    itemsize = 2 if next(filter(None, dtypes), None) in ("float16", "bfloat16") else 4
+    width = text.get("hidden_size") or text.get("d_model") or 0
+    return Weights(weight_bytes * 2 / itemsize, itemsize, (text.get("vocab_size") or 0) * width)
 
 
 def disk_for(checkpoint_folder: Path, weights: Weights, precisions: Collection[str]) -> float:

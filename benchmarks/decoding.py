@@ -29,6 +29,7 @@ from model_source import fetch_checkpoint
 
 PROJECT = Path(__file__).parent.parent
 SHORT, LONG, NEW = 64, 2500, 128
+OPTIMUM = "Optimum generate, INT8"
 
 
 @dataclass
@@ -102,7 +103,7 @@ def chosen(options: argparse.Namespace) -> list[Contestant]:
     candidates = [
         *((f"ChatModel, {precision}", "chat", precision, 1) for precision in ("FP16", "INT8", "INT4")),
         ("infer request alone, INT8", "bare", "INT8", 1),
-        ("Optimum generate, INT8", "optimum", "INT8", 1),
+        (OPTIMUM, "optimum", "INT8", 1),
         ("Optimum generate, INT4", "optimum", "INT4", 1),
         ("ChatModel on GenAIEngine, INT8", "chat_genai", "INT8", 1),
         ("ChatModel on GenAIEngine, INT8, 8 users", "chat_genai", "INT8", 8),
@@ -129,6 +130,23 @@ def chosen(options: argparse.Namespace) -> list[Contestant]:
     return contestants
 
 
+def save(file: Path, contestants: list[Contestant]) -> None:
+    """Write how long a token and the first one take, of what Optimum's `generate` takes in the same round."""
+    optimum = next(one for one in contestants if one.title == OPTIMUM)
+    ratios = {}
+    for one in contestants:
+        if not one.title.startswith("ChatModel"):
+            continue
+        seconds = [base / rate for base, rate in zip(optimum.rates, one.rates, strict=True)]
+        firsts = [first / base for base, first in zip(optimum.firsts, one.firsts, strict=True)]
+        for what, values in (("each token", seconds), ("first token", firsts)):
+            middle = statistics.median(values)
+            spread = (max(values) - min(values)) / middle
+            ratios[f"{one.title}: {what}"] = {"ratio": middle, "spread": spread}
+    result = {"processor": processor().name, "ratios": ratios}
+    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -137,6 +155,7 @@ def main() -> None:
     parser.add_argument("--peers", help="the Python interpreter of an environment with llama-cpp-python")
     parser.add_argument("--gguf", nargs="*", default=[], help="files for llama.cpp, as TITLE=FILE")
     parser.add_argument("--no-long-prompt", action="store_true")
+    parser.add_argument("--save", type=Path, help="write the ratios as JSON, for `benchmarks.check`")
     parser.add_argument("--only", nargs="*", help="run contestants whose titles contain one of these")
     options = parser.parse_args()
     contestants = chosen(options)
@@ -170,6 +189,8 @@ def main() -> None:
             f"({min(ratios):.2f} to {max(ratios):.2f}) | {share} | {statistics.median(one.firsts):.2f} s | "
             f"{long_first} | {one.load:.1f} s | {one.memory[0]:.2f} + {one.memory[1]:.2f} GB |"
         )
+    if options.save:
+        save(options.save, contestants)
 
 
 if __name__ == "__main__":

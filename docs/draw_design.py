@@ -18,12 +18,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "design.svg"
 # Floors from the ground up, and modules from the ground up: each may import only what stands before it.
 FLOORS = {
-    "ground": ("config", "telemetry", "workspace", "quiet"),
+    "ground": ("config", "telemetry", "workspace", "quiet", "json_files"),
     "source": (
         "checkpoint_files",
         "checkpoint_fit",
         "dequantize",
         "weight_sizes",
+        "weight_names",
         "checkpoint",
         "gguf_checkpoint",
         "hub_source",

@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 WAITING = 16  # requests that may wait for a place
 RETRY_AFTER = 5  # seconds that a client is told to wait where no more may
 
-# Seconds between two pieces of an answer, where they share a machine or cross to another. What the model
-# says in between travels together: 33 pieces a second look no different from 160, and each costs a step of
-# JSON, of sockets and, in a cluster, of Ray.
-PACE = 0.03
+# What a model says in quick succession travels together: each piece costs a step of JSON and of sockets.
+# Beyond PIECES a second, of all answers together, each waits for its next one; LONGEST_WAIT at most.
+PIECES = 320
+LONGEST_WAIT = 0.1  # seconds
 
 Ended = Callable[[str, ReplyStats | None], None]  # how an answer ended, and its stats if it has begun
 
@@ -129,7 +129,7 @@ class Answer:
     Args:
         ended: called once, when the answer is over or did not come to be: with how it ended and, if it has
             begun, its stats.
-        paced_from: how many answers have to be running for the pieces to keep `PACE`.
+        pieces: how many may be sent in a second, of all answers that are running.
 
     An engine may refuse a second reply that the same thread has half read, so each is read by one thread that
     does nothing else. It holds the place until the model has stopped, and not until the client has read all.
@@ -141,13 +141,13 @@ class Answer:
         request: ChatRequest,
         places: Places,
         ended: Ended,
-        paced_from: int = 2,
+        pieces: float = PIECES,
     ):
         self._chat = chat
         self._request = request
         self._places = places
         self._ended = ended
-        self._paced_from = paced_from
+        self._pace = 1 / pieces
         self._loop = asyncio.get_running_loop()
         self._arrived: deque[Piece | ApiError] = deque()
         self._some = asyncio.Event()  # whether there is any
@@ -177,7 +177,7 @@ class Answer:
         return await self.next()
 
     async def next(self) -> Piece:
-        """The next piece: as soon as there is one, or `PACE` after the one before.
+        """The next piece, as soon as there is one and it may be sent.
 
         Raises:
             ApiError: 400, the chat refuses the messages; 500, the model failed.
@@ -190,8 +190,7 @@ class Answer:
         piece = self._arrived.popleft()
         if not self._arrived:
             self._some.clear()
-        if self._places.running >= self._paced_from:
-            self._due = self._loop.time() + PACE
+        self._due = self._loop.time() + min(LONGEST_WAIT, self._pace * self._places.running)
         if isinstance(piece, ApiError):
             raise piece
         if piece.delta is None and piece.stats.finish_reason not in ("stop", "length"):

@@ -12,6 +12,7 @@ telemetry.turn_off()
 import conversion
 from chat import ChatModel
 from config import DEFAULT_MODEL, SUPPORTED_MODELS
+from replies import byte_fallback, byte_level, chat, chats, name, playing, tokenizer  # noqa: F401 (fixtures)
 from tiny_checkpoints import FAMILIES, make_tiny_checkpoint
 from tuning import EXACT
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import draw_design, draw_pipeline
+from docs import draw_design
 from docs.draw_design import FOR_TYPES, LATER, ROOMS, WHEN_LOADED, Arrow, find_arrows, module_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,11 +59,6 @@ def test_arrows_go_down():
 def test_the_picture_is_drawn_from_todays_imports():
     picture = draw_design.PICTURE.read_text(encoding="utf-8")
     assert picture == draw_design.draw(FILES), "Draw it: python -m docs.draw_design"
-
-
-def test_the_picture_of_the_pipeline_is_what_its_script_draws():
-    picture = draw_pipeline.PICTURE.read_text(encoding="utf-8")
-    assert picture == draw_pipeline.draw(), "Draw it: python -m docs.draw_pipeline"
 
 
 @pytest.mark.parametrize("module", FILES)

@@ -1,6 +1,10 @@
-"""What `make bench-check` calls slower."""
+"""What `make bench-check` compares, and what it calls slower."""
+
+import json
+from pathlib import Path
 
 from benchmarks.check import slower
+from benchmarks.decoding import OPTIMUM, Contestant, save
 
 
 def run(ratio: float, spread: float = 0.1) -> dict:
@@ -17,3 +21,14 @@ def test_what_grew_within_the_spread_or_shrank_is_not():
 
 def test_what_was_not_measured_before_is_not():
     assert slower({"processor": "any", "ratios": {}}, run(9.0)) == []
+
+
+def test_decoding_is_compared_with_what_optimum_did_in_the_same_round(tmp_path):
+    optimum = Contestant(OPTIMUM, "optimum", Path(), rates=[10.0, 20.0, 30.0], firsts=[1.0, 2.0, 3.0])
+    ours = Contestant("ChatModel, INT8", "chat", Path(), rates=[20.0, 40.0, 120.0], firsts=[0.5, 1.0, 1.5])
+    save(tmp_path / "ratios.json", [ours, optimum])
+    ratios = json.loads((tmp_path / "ratios.json").read_text())["ratios"]
+    assert ratios == {
+        "ChatModel, INT8: each token": {"ratio": 0.5, "spread": 0.5},
+        "ChatModel, INT8: first token": {"ratio": 0.5, "spread": 0.0},
+    }

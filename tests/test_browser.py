@@ -278,10 +278,12 @@ def test_html_in_an_answer_is_text(fake_window, fake_model):
 def test_failing_model_is_reported_and_the_page_goes_on(fake_window, fake_model, texts):
     window = fake_window
     fake_model.answer = lambda question: [*texts, RuntimeError("no more memory")]
-    message = window.page.get_by_text("The model failed (RuntimeError)")
+    words = "The model failed (RuntimeError)"
+    message = window.toasts.get_by_text(words)
     window.send("one")
     expect(message).to_be_visible()
     window.wait_for_rest()
+    expect(window.stats).to_contain_text(words)  # the other one goes after some seconds
     expect(window.questions).to_have_text(["one"])
     expect(window.answers).to_have_text(["".join(texts)] if texts else [])
     window.edit(0, "two")
@@ -293,6 +295,7 @@ def test_failing_model_is_reported_and_the_page_goes_on(fake_window, fake_model,
     assert window.ask("three") == "better"
     history = [user("two"), assistant("Some text")] if texts else []
     assert fake_model.asked[-1][1:] == [*history, user("three")]
+    expect(window.stats).not_to_contain_text(words)
 
 
 def test_blank_message_is_not_sent(fake_window, fake_model):
@@ -366,6 +369,7 @@ def test_stop_before_the_first_word_frees_the_model(fake_window, fake_model, fir
     fake_model.answer = waiting_for(first_token)
     window.send("a long story")
     poll(window, lambda: fake_model.streams and fake_model.streams[0].waiting)
+    expect(window.stats).to_contain_text("Waiting for the model")
     window.stop_button.click()
     window.wait_for_rest()
     assert fake_model.streams[0].closed
@@ -613,6 +617,49 @@ def test_page_fits_a_phone(fake_page, fake_model, open_window, tmp_path):
         window.ask("And what is it not?")
     expect(window.saved).to_have_count(4)
     check("with_saved_conversations")
+
+
+@pytest.mark.parametrize("text", ["$$" + "x + " * 60 + "y$$", RICH_ANSWER], ids=["formula", "table"])
+def test_what_is_too_wide_for_a_phone_is_scrolled(fake_page, fake_model, open_window, text):
+    fake_model.answer = lambda question: [text]
+    window = open_window(fake_page[1], viewport={"width": 390, "height": 844})
+    window.ask("What?")
+    widest = window.answers.locator(".katex-display, table")
+    assert widest.evaluate("wide => wide.scrollWidth > wide.clientWidth")
+    assert widest.evaluate("wide => wide.getBoundingClientRect().right <= innerWidth")
+
+
+def test_examples_can_all_be_seen_on_a_phone(fake_page, open_window):
+    window = open_window(fake_page[1], viewport={"width": 390, "height": 844})
+    for text in EXAMPLES:
+        expect(window.page.get_by_role("button", name=text)).to_be_in_viewport(ratio=1)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_small_letters_stand_out_from_what_is_behind_them(fake_page, fake_model, open_window, theme):
+    window = open_window(f"{fake_page[1]}?__theme={theme}")
+    window.ask("one")
+    window.page.get_by_role("button", name="Advanced options").click()
+    information = window.page.get_by_text("What the model is told of its role.")
+    expect(information).to_be_visible()
+    heading = window.page.get_by_text("INT8 on CPU")
+    for words in (information, heading, window.stats.locator("p"), window.new_chat_button, window.box):
+        assert words.evaluate(CONTRAST) >= 4.5  # what WCAG 2 asks for
+
+
+# Of a text, or of a placeholder, with the first background behind it that is not transparent.
+CONTRAST = """element => {
+    const channels = color => color.match(/[\\d.]+/g).map(Number);
+    const luminance = color => channels(color).slice(0, 3).map(value => value / 255)
+        .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, value, place) => sum + value * [0.2126, 0.7152, 0.0722][place], 0);
+    let behind = element;
+    const background = () => getComputedStyle(behind).backgroundColor;
+    while (behind.parentElement && channels(background())[3] === 0) behind = behind.parentElement;
+    const color = getComputedStyle(element, element.placeholder ? "::placeholder" : null).color;
+    const [light, dark] = [luminance(color), luminance(background())].sort().reverse();
+    return (light + 0.05) / (dark + 0.05);
+}"""
 
 
 def test_page_has_a_dark_mode(fake_page, fake_model, open_window, tmp_path):

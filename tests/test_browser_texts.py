@@ -67,6 +67,7 @@ def test_right_to_left_text_reads_right_to_left(fake_window, fake_model):
     fake_window.ask(PERSIAN)
     for text in (fake_window.questions.locator("pre"), fake_window.answers.locator("p")):
         expect(text).to_have_css("direction", "rtl")
+    expect(fake_window.saved.get_by_text(PERSIAN)).to_have_css("unicode-bidi", "plaintext")
     fake_model.answer = lambda question: ["Hello."]
     fake_window.ask("Hi")
     expect(fake_window.answers.last.locator("p")).to_have_css("direction", "ltr")
@@ -186,6 +187,24 @@ def test_two_tabs_keep_each_other_s_conversations(fake_page, fake_model, open_wi
     expect(one.saved).to_have_text(["one", "two"])
     one.page.reload()
     expect(one.questions).to_have_text(["one", "three"])
+
+
+def test_browser_that_can_keep_no_more_says_so_and_the_chat_goes_on(fake_window):
+    window = fake_window
+    window.page.evaluate(
+        """() => {
+            for (const size of [1000000, 1000])
+                for (let number = 0; ; number++)
+                    try { localStorage.setItem(`other ${size} ${number}`, "x".repeat(size)) } catch { break }
+        }"""
+    )
+    window.ask("long " * 500)
+    expect(window.toasts).to_contain_text("This browser keeps no more conversations")
+    expect(window.saved).to_have_count(0)
+    window.page.evaluate("localStorage.clear()")
+    window.ask("short")
+    expect(window.questions).to_have_count(2)
+    expect(window.saved).to_have_count(1)
 
 
 def test_restart_of_the_server_loses_nothing_on_the_screen(open_window):

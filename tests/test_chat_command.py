@@ -15,11 +15,16 @@ import pytest
 import chat_command
 import chat_ui
 import conversion
-from chat_command import is_loopback, parsed
+from chat_command import begin, finish, is_loopback, parsed
 from fakes import free_port
 from scripted_chat import FakeChat
 
 ROOT = Path(__file__).parents[1]
+
+
+def run(arguments: list[str]) -> None:
+    """What `python chat_ui.py` does with the arguments."""
+    finish(begin(arguments), chat_ui.build_ui, chat_ui.launch_ui)
 
 
 class FakePage:
@@ -62,22 +67,22 @@ def failing(monkeypatch):
 
 
 def test_page_is_served_to_this_machine_unless_told_otherwise(served, capsys):
-    chat_ui.main([])
+    run([])
     assert served == [("127.0.0.1", 7860, None)]
     assert capsys.readouterr().err == ""
 
 
 def test_open_page_without_password_is_warned_of(served, capsys):
-    chat_ui.main(["--host", "0.0.0.0"])
+    run(["--host", "0.0.0.0"])
     assert "no password is asked for" in capsys.readouterr().err
-    chat_ui.main(["--host", "0.0.0.0", "--auth", "me:secret:too"])
+    run(["--host", "0.0.0.0", "--auth", "me:secret:too"])
     assert capsys.readouterr().err == ""
     assert served[-1] == ("0.0.0.0", 7860, ("me", "secret:too"))
 
 
 def test_password_can_come_from_the_environment(served, monkeypatch):
     monkeypatch.setenv("LLM_CHATBOT_AUTH", "me:secret")
-    chat_ui.main([])
+    run([])
     assert served == [("127.0.0.1", 7860, ("me", "secret"))]
 
 
@@ -95,14 +100,14 @@ def test_what_only_this_machine_reaches(hosts, local):
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "9" * 5000])
 def test_port_out_of_range_is_told(capsys, port):
     with pytest.raises(SystemExit):
-        chat_ui.main(["--port", port])
+        run(["--port", port])
     assert "must be a number from 1 to 65535" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("auth", ["me", "me:", ":secret"])
 def test_password_without_a_name_is_refused(capsys, auth):
     with pytest.raises(SystemExit):
-        chat_ui.main(["--auth", auth])
+        run(["--auth", auth])
     assert "must be USER:PASSWORD" in capsys.readouterr().err
 
 
@@ -110,12 +115,12 @@ def test_port_that_is_taken_is_told_before_any_work(failing):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit, match=rf"^Error: port {port} is taken\. Choose another: --port \d+$"):
-            chat_ui.main(["--port", str(port)])
+            run(["--port", str(port)])
 
 
 def test_address_of_another_machine_is_told():
     with pytest.raises(SystemExit, match=r"^Error: --host 192\.0\.2\.1 is no address of this machine"):
-        chat_ui.main(["--host", "192.0.2.1"])
+        run(["--host", "192.0.2.1"])
 
 
 @pytest.mark.parametrize(
@@ -133,7 +138,7 @@ def test_address_of_another_machine_is_told():
 def test_command_ends_in_a_line_of_words(failing, error, words):
     failing(error)
     with pytest.raises(SystemExit) as end:
-        chat_ui.main([])
+        run([])
     assert end.value.code == words
 
 
@@ -141,7 +146,7 @@ def test_command_ends_in_a_line_of_words(failing, error, words):
 def test_devices_are_named_where_there_is_no_such_one(smollm2_folder, monkeypatch, engine):
     monkeypatch.setattr(conversion, "prepare_model", lambda *arguments: smollm2_folder)
     with pytest.raises(SystemExit, match=r"^Error: This machine has no OpenVINO device 'NPUX'; there is"):
-        chat_ui.main(["--engine", engine, "--device", "npux", "--port", str(free_port())])
+        run(["--engine", engine, "--device", "npux", "--port", str(free_port())])
 
 
 @pytest.mark.parametrize("engine", ["optimum", "genai"])
@@ -152,7 +157,7 @@ def test_file_that_is_damaged_is_named(smollm2_folder, monkeypatch, tmp_path, en
     (tmp_path / "openvino_model.bin").write_bytes(b"cut off")
     monkeypatch.setattr(conversion, "prepare_model", lambda *arguments: tmp_path)
     with pytest.raises(SystemExit, match=r"^Error: .*openvino_model.bin has 7 bytes.* convert the model"):
-        chat_ui.main(["--engine", engine, "--port", str(free_port())])
+        run(["--engine", engine, "--port", str(free_port())])
 
 
 def test_endpoint_answers_in_place_of_a_model(monkeypatch):

@@ -114,6 +114,13 @@ def test_refusal_names_the_option_that_is_out_of_range(client, model, option):
     assert not model.asked
 
 
+@pytest.mark.parametrize("option", ["system_prompt", "stop"])
+def test_option_that_is_no_text_is_refused(client, model, option):
+    with pytest.raises(AppError, match=f"^{option} must be a text"):
+        ask(client, "hello", **{option: 5})
+    assert not model.asked
+
+
 @pytest.mark.parametrize("blank", ["", " \n\t"])
 def test_blank_message_is_refused(client, model, blank):
     with pytest.raises(AppError, match="The message is empty"):

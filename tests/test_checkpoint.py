@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from checkpoint import expected_weights, fingerprint, look, stored_weights
+from checkpoint import check_metadata, expected_weights, fingerprint, look, stored_weights
 from tiny_checkpoints import FAMILIES
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 269060552\n"
@@ -137,6 +137,19 @@ def test_a_pointer_in_the_place_of_a_sentencepiece_model_is_named(folder):
     assert "tokenizer.model is only git-lfs's pointer" in refusal(folder)
 
 
+def test_a_pointer_in_the_place_of_a_gguf_file_is_named(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(POINTER)
+    assert "git lfs pull" in refusal(tmp_path / "model.gguf")
+
+
+def test_what_a_folder_has_instead_of_a_checkpoint_is_told(tmp_path):
+    (tmp_path / "tf_model.h5").touch()
+    with pytest.raises(ValueError, match=r"no config\.json\. What it has is weights for TensorFlow"):
+        check_metadata(tmp_path)
+    with pytest.raises(ValueError, match=r"no config\.json\.$"):
+        check_metadata(tmp_path, names=["model.safetensors"])
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_an_empty_file_is_named(folder, name):
     (folder / name).write_bytes(b"")
@@ -239,12 +252,17 @@ def test_json_that_holds_no_object_is_named(folder):
         ("consolidated.00.pth", "Meta's own format"),
         ("tf_model.h5", "TensorFlow"),
         ("flax_model.msgpack", "Flax"),
+        ("consolidated.safetensors", "Mistral's own format"),
+        ("model.fp16.safetensors", "another name than model.safetensors; rename"),
+        ("onnx/model_q4.onnx", "a model in ONNX"),
+        ("openvino_language_model.xml", "several parts in OpenVINO IR"),
     ],
 )
 def test_weights_for_other_programs_are_named(folder, present, words):
+    (folder / present).parent.mkdir(exist_ok=True)
     (folder / "model.safetensors").rename(folder / present)
     message = refusal(folder)
-    assert "has no weights" in message and words in message
+    assert "has no model.safetensors or pytorch_model.bin" in message and words in message
 
 
 def test_a_folder_without_configuration_is_no_checkpoint(folder):
@@ -255,6 +273,20 @@ def test_a_folder_without_configuration_is_no_checkpoint(folder):
 def test_a_folder_without_tokenizer_is_named(folder):
     (folder / "tokenizer.json").unlink()
     assert "has no tokenizer" in refusal(folder)
+
+
+@pytest.mark.parametrize("inner", ["checkpoint-500", "snapshots/abc"])
+def test_a_model_in_a_folder_of_this_folder_is_named(folder, inner):
+    outer = folder.parent / "outer"
+    shutil.move(folder, outer / inner)
+    assert f"name {outer / inner} instead" in refusal(outer)
+
+
+def test_a_link_to_a_file_that_is_gone_is_named(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("../blobs/gone")
+    message = refusal(folder)
+    assert f"{folder / 'model.safetensors'} is a link to ../blobs/gone, which is not there" in message
 
 
 # Quantized by others
@@ -279,10 +311,15 @@ def test_what_cannot_be_dequantized_is_refused_by_its_method(folder, method):
 
 
 @pytest.mark.parametrize(
-    ("settings", "method"), [({"load_in_8bit": True}, "bitsandbytes"), ({"bits": 4}, "unknown")]
+    ("key", "settings", "method"),
+    [
+        ("quantization_config", {"load_in_8bit": True}, "bitsandbytes"),
+        ("quantization_config", {"bits": 4}, "unknown"),
+        ("quantization", {"group_size": 64, "bits": 4}, "mlx"),
+    ],
 )
-def test_an_older_configuration_without_a_method_is_refused_too(folder, settings, method):
-    change(folder / "config.json", quantization_config=settings)
+def test_a_configuration_that_names_no_method_is_refused_too(folder, key, settings, method):
+    change(folder / "config.json", **{key: settings})
     assert f"by the method {method!r}" in refusal(folder)
 
 
@@ -388,10 +425,23 @@ def test_weights_and_an_adapter_in_one_folder_are_ambiguous(folder, adapter):
     assert "holds the weights of a model and of an adapter" in refusal(folder)
 
 
+def write_ir(folder: Path) -> None:
+    graph = '<net>\n<data element_type="f16" shape="4" offset="8" size="8" />\n</net>\n'
+    (folder / "openvino_model.xml").write_text(graph)
+    (folder / "openvino_model.bin").write_bytes(bytes(16))
+
+
+@pytest.mark.parametrize("name", ["openvino_model.xml", "openvino_model.bin"])
+def test_openvino_ir_that_ends_too_early_is_named(folder, name):
+    (folder / "model.safetensors").unlink()
+    write_ir(folder)
+    (folder / name).write_bytes((folder / name).read_bytes()[:-7])
+    assert re.search(rf"{name} ends too early", refusal(folder))
+
+
 def test_openvino_ir_is_seen_as_converted_already(folder):
     (folder / "model.safetensors").unlink()
-    for name in ("openvino_model.xml", "openvino_model.bin"):
-        (folder / name).write_bytes(b"content")
+    write_ir(folder)
     seen = look(folder)
     assert (seen.kind, seen.files) == ("openvino", ("openvino_model.bin", "openvino_model.xml"))
 
@@ -408,6 +458,20 @@ def test_openvino_ir_without_its_weights_is_named(folder, content):
 def test_a_gguf_file_and_a_folder_with_one_are_seen(tmp_path):
     (tmp_path / "model-Q8_0.gguf").write_bytes(b"GGUF")
     assert look(tmp_path).kind == look(tmp_path / "model-Q8_0.gguf").kind == "gguf"
+
+
+def test_one_part_of_a_split_gguf_file_is_refused_with_the_way_to_join_them(tmp_path):
+    for number in (1, 2):
+        (tmp_path / f"big-Q8_0-0000{number}-of-00002.gguf").write_bytes(b"GGUF")
+    for named in (tmp_path, tmp_path / "big-Q8_0-00002-of-00002.gguf"):
+        message = refusal(named)
+        assert "is one of 2 files" in message and "llama-gguf-split --merge" in message
+
+
+def test_what_a_gguf_model_sees_pictures_with_is_not_the_model(tmp_path):
+    for name in ("mmproj-model-F16.gguf", "model-Q8_0.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    assert look(tmp_path).files == ("model-Q8_0.gguf",)
 
 
 def test_of_several_gguf_files_one_must_be_named(tmp_path):
@@ -445,6 +509,8 @@ def test_a_local_checkpoint_s_revision_changes_with_what_is_read(tmp_path, name,
         ({"dtype": "bfloat16", "vocab_size": 100, "hidden_size": 64}, (1000, 2, 6400)),
         ({"torch_dtype": "float16", "vocab_size": 100, "d_model": 32}, (1000, 2, 3200)),
         ({"torch_dtype": "float32"}, (500, 4, 0)),
+        ({"text_config": {"dtype": "bfloat16", "vocab_size": 100, "hidden_size": 64}}, (1000, 2, 6400)),
+        ({"dtype": "bfloat16", "text_config": {"vocab_size": 100, "hidden_size": 8}}, (1000, 2, 800)),
         ({}, (500, 4, 0)),
     ],
     ids=str,

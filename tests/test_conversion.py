@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -563,66 +562,78 @@ def test_leftovers_of_a_killed_process_are_cleared_up(tiny_checkpoints, tmp_path
 
 
 FORKS = """
-import os, signal, sys, time
+import os, signal, sys
 import telemetry
 telemetry.turn_off()
 import nncf, openvino, openvino_tokenizers, optimum.exporters.openvino
 import mpt_converter, transformers.models.llama.modeling_llama
 from conversion import prepare_model
+STEPS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
+def count_steps(models_dir, kill_at):
+    done = 0
+    def look(event, values):
+        nonlocal done
+        if event not in STEPS or not str(values[0]).startswith(models_dir):
+            return
+        if event == "open" and not values[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        if done == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done += 1
+    sys.addaudithook(look)
+    return lambda: done
 for line in sys.stdin:
-    kill_after, *models_dirs = line.split()
+    kill_at, *models_dirs = line.split()
     children = []
     for models_dir in models_dirs:
         children.append(os.fork())
         if not children[-1]:
+            steps = count_steps(models_dir, int(kill_at))
             prepare_model("llama-2-chat-7b", "INT8", models_dir, sys.argv[1])
+            with open(sys.argv[2], "w") as file:
+                print(steps(), file=file)
             os._exit(0)
-    if kill_after != "never":
-        time.sleep(float(kill_after))
-        os.kill(children[0], signal.SIGKILL)
     print(*[os.waitpid(child, 0)[1] for child in children], flush=True)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks after the imports")
-def test_killed_at_any_moment_the_next_run_goes_on_and_nothing_half_made_looks_finished(
+def test_killed_at_any_step_the_next_run_goes_on_and_nothing_half_made_looks_finished(
     tiny_checkpoints, tmp_path
 ):
-    """Twenty kills at random moments; the processes are forks of one that has the imports done."""
+    """Twenty kills, each just before another change to the disk; in forks of a process with all imports."""
+    checkpoint, counted = tiny_checkpoints["llama"], tmp_path / "steps"
     parent = subprocess.Popen(
-        [sys.executable, "-c", FORKS, str(tiny_checkpoints["llama"])],
+        [sys.executable, "-c", FORKS, str(checkpoint), str(counted)],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
+    never = -1
 
-    def run(kill_after: float | str, *models_dirs: Path) -> str:
-        print(kill_after, *models_dirs, file=parent.stdin, flush=True)
+    def run(kill_at: int, *models_dirs: Path) -> str:
+        print(kill_at, *models_dirs, file=parent.stdin, flush=True)
         return parent.stdout.readline().strip()
 
     def folder_of(models_dir: Path) -> Path:
-        return model_folder("llama-2-chat-7b", "INT8", models_dir, tiny_checkpoints["llama"])
+        return model_folder("llama-2-chat-7b", "INT8", models_dir, checkpoint)
 
-    rng = random.Random(0)
     disturbed = tmp_path / "disturbed"
     undisturbed = folder_of(tmp_path / "undisturbed")
     with parent:
-        assert run("never", tmp_path / "warm_up") == "0"
-        started = time.perf_counter()
-        assert run("never", tmp_path / "undisturbed") == "0"
-        duration = time.perf_counter() - started
-        killed = 0
-        for _ in range(20):
-            killed += run(rng.uniform(0, duration), disturbed) == "9"
+        assert run(never, tmp_path / "undisturbed") == "0"
+        steps = int(counted.read_text())
+        assert steps >= 20
+        for kill_at in np.linspace(0, steps - 1, 20, dtype=int).tolist():
+            assert run(kill_at, disturbed) == str(int(signal.SIGKILL))
             finished = folder_of(disturbed)
             assert not finished.exists() or differences(finished, undisturbed) == []
-            assert run("never", disturbed) == "0"
+            assert run(never, disturbed) == "0"
             assert differences(finished, undisturbed) == []
             assert visible_names(finished.parent) == [finished.name]
             shutil.rmtree(disturbed)
-        assert killed >= 10
 
         both = tmp_path / "both"
-        assert run("never", both, both) == "0 0"
+        assert run(never, both, both) == "0 0"
         assert differences(folder_of(both), undisturbed) == []
         assert visible_names(folder_of(both).parent) == ["INT8_compressed_weights"]
         parent.stdin.close()

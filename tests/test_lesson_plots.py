@@ -52,6 +52,20 @@ def test_candidates_leave_the_rest_to_all_others():
     assert [patch.get_width() for patch in plt.gcf().axes[0].patches] == [0.5, 0.25, 0.25]
 
 
+def test_what_a_rule_dropped_is_said_so_whatever_rounding_leaves():
+    lesson_plots.plot_candidates({"rule": (["a", "b"], [1 - 1e-9, 0])}, "title")
+    assert texts() == ["1.00", "dropped", "dropped"]
+
+
+def test_no_drawing_is_wider_than_a_phone_can_show():
+    tokens = [f"{number} " for number in range(40)]
+    lesson_plots.plot_cache(tokens[:20], prompt=10)
+    lesson_plots.show_tokens(tokens, ["user"] * 40)
+    lesson_plots.plot_bars({title: {"FP16": 1.0} for title in "abcd"})
+    lesson_plots.plot_candidates({title: (["a"], [0.5]) for title in "abcd"}, "title")
+    assert all(plt.figure(number).get_figwidth() <= lesson_plots.WIDTH for number in plt.get_fignums())
+
+
 def test_tokens_keep_their_order_and_kinds():
     lesson_plots.show_tokens(["Hi", " $x$", "\n", "you"], ["user", "user", "template", "system"])
     assert texts()[:4] == ["Hi", "·$x$", "⏎", "you"]

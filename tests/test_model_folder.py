@@ -1,14 +1,24 @@
 """A converted folder: where it lies, whether it is whole, loading it."""
 
+import json
 import re
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import openvino
 import pytest
 
 from conftest import EXACT, MODEL_FILES
-from model_folder import REQUIRED_FILES, load_model, model_folder
+from model_folder import (
+    REQUIRED_FILES,
+    load_model,
+    model_folder,
+    newer_libraries,
+    precision_of,
+    state_of,
+    write_manifest,
+)
 
 
 @pytest.mark.parametrize(
@@ -122,3 +132,75 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(converted, de
 def test_an_unknown_property_is_a_clear_error(converted):
     with pytest.raises(ValueError, match=r"(?s)cannot load .* on CPU.*NONSENSE"):
         load_model(converted("llama", "INT8"), ov_config={"NONSENSE": "1"})
+
+
+# What a folder was made from
+
+MADE_FROM = {"source": "test/model", "template": "x", "revision": "abc"}
+
+
+@pytest.fixture
+def made(tmp_path) -> Path:
+    """A folder with all files that it must have, each of one byte, and their manifest."""
+    for name in REQUIRED_FILES:
+        (tmp_path / name).write_text("x")
+    write_manifest(tmp_path, MADE_FROM)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("says", "revision", "state"),
+    [
+        ({}, None, "current"),
+        ({"source": "test/model", "template": "x"}, "abc", "current"),
+        ({"template": "y"}, "abc", "tokenizer"),
+        ({"template": "y", "source": "other/model"}, "abc", "stale"),
+        ({"source": "other/model"}, None, "stale"),
+        ({}, "def", "stale"),
+    ],
+)
+def test_a_folder_is_current_where_its_manifest_says_what_it_must(made, says, revision, state):
+    assert state_of(made, says, revision) == state
+
+
+def test_a_folder_stays_current_when_its_manifest_is_written_once_more(made):
+    write_manifest(made, MADE_FROM | {"template": "a longer one"})
+    assert state_of(made, {"template": "a longer one"}, None) == "current"
+
+
+def test_a_damaged_folder_or_one_without_a_manifest_is_stale(made):
+    (made / REQUIRED_FILES[0]).write_text("xx")
+    assert state_of(made, {}, None) == "stale"
+    (made / "conversion.json").unlink()
+    assert state_of(made, {}, None) == "stale"
+
+
+@pytest.mark.parametrize(
+    ("versions", "words"),
+    [
+        (None, None),
+        ({"nncf": version("nncf")}, None),
+        ({"nncf": "99.0"}, None),  # it is older here
+        ({"nncf": "0.1", "no-longer-counted": "0.1"}, f"nncf 0.1 ({version('nncf')} is installed)"),
+    ],
+)
+def test_libraries_that_have_become_newer_are_named(made, versions, words):
+    manifest = json.loads((made / "conversion.json").read_text())
+    (made / "conversion.json").write_text(json.dumps(manifest | {"versions": versions}))
+    assert newer_libraries(made) == words
+
+
+@pytest.mark.parametrize(
+    ("constants", "precision"),
+    [
+        ([("u4", "8,2"), ("f16", "3")], "INT4"),
+        ([("i8", "9"), ("f32", "8")], "INT8"),
+        ([("bf16", "4"), ("f16", "3")], "BF16"),
+        ([("f16", "3")], "FP16"),
+        ([], "unknown"),
+    ],
+)
+def test_the_precision_of_a_folder_made_by_others_is_that_of_most_numbers(tmp_path, constants, precision):
+    lines = [f'<data element_type="{kind}" shape="{shape}" offset="0" />\n' for kind, shape in constants]
+    (tmp_path / "openvino_model.xml").write_text("<net>\n" + "".join(lines))
+    assert precision_of(tmp_path) == precision

@@ -1,9 +1,12 @@
 """The notebooks: their form, what is saved in them, and runs that nbval's own does not cover."""
 
 import ast
+import builtins
 import copy
 import itertools
 import re
+import symtable
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,30 +103,113 @@ def test_solutions_run():
     run(read(SOLUTIONS))
 
 
-def names(sources, context) -> set[str]:
-    """The names that code makes (ast.Store) or uses (ast.Load)."""
-    found = set()
-    for source in sources:
-        for node in ast.walk(ast.parse(re.sub(r"^(\s*)%.*$", r"\1pass", source, flags=re.MULTILINE))):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, context):
-                found.add(node.id)
-            elif context is ast.Store and isinstance(node, ast.FunctionDef | ast.ClassDef | ast.alias):
-                found.add(node.name)
-            elif context is ast.Store and isinstance(node, ast.arg):
-                found.add(node.arg)
+def plain(source: str) -> str:
+    """Code without IPython's own commands."""
+    return re.sub(r"^(\s*)%.*$", r"\1pass", source, flags=re.MULTILINE)
+
+
+def reads_and_writes(source: str) -> tuple[set[str], set[str]]:
+    """The global names that a cell uses, and those that it makes."""
+    top = symtable.symtable(plain(source), "cell", "exec")
+    made = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    used, tables = set(), [top]
+    for table in tables:
+        for symbol in table.get_symbols():
+            if symbol.is_referenced() and (table is top or symbol.is_global()):
+                used.add(symbol.get_name())
+        tables += table.get_children()
+    return used - set(dir(builtins)), made
+
+
+def test_reads_and_writes_are_those_of_the_cell_and_not_of_its_functions():
+    source = "import a\n%pip install x\ndef f(b):\n    c = a + b + d\n    return c\n\ne = [f(g) for g in h]"
+    assert reads_and_writes(source) == ({"a", "d", "f", "h"}, {"a", "f", "e"})
+
+
+def foreign_names(notebook) -> dict[int, dict[str, int | None]]:
+    """For each section the names that it uses without having made them, each with the section that had.
+
+    The first path is section 0.
+    """
+    made_in, found = {}, {}
+    for title, cells in sections(notebook).items():
+        number = int(title.partition(".")[0]) if title[0].isdigit() else 0
+        own = set()
+        for source in code(cells):
+            used, made = reads_and_writes(source)
+            for name in used - made - own:
+                found.setdefault(number, {})[name] = made_in.get(name)
+            own |= made
+        made_in |= dict.fromkeys(own, number)
     return found
 
 
-def test_no_name_that_is_used_later_is_made_in_optional_sections_only():
-    parts = numbered(read())
-    optional = names([source for number in OPTIONAL for source in code(parts[number])], ast.Store)
-    others = [
-        source
-        for title, cells in sections(read()).items()
-        if not title.startswith(tuple(f"{number}." for number in OPTIONAL))
-        for source in code(cells)
-    ]
-    assert names(others, ast.Load) & optional <= names(others, ast.Store)
+def test_no_section_uses_a_name_as_an_optional_one_has_left_it():
+    """So any of them can be left out, together or alone."""
+    for number, foreign in foreign_names(read()).items():
+        assert None not in foreign.values(), number  # nobody makes it
+        assert not set(foreign.values()) & set(OPTIONAL), number
+
+
+def needs_of(cells) -> set[int]:
+    """The sections that a section's first cell asks for, in what must be its first line after the import."""
+    lines = [line for line in code(cells)[0].splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "from lesson_order import needs"
+    call = ast.parse(lines[1]).body[0].value
+    assert call.func.id == "needs"
+    made_in = [lesson_order.MADE_IN[argument.value] for argument in call.args]
+    return {int(where.removeprefix("section ")) for where in made_in}
+
+
+def test_each_section_asks_first_for_the_sections_whose_names_it_uses():
+    notebook = read()
+    foreign = foreign_names(notebook)
+    checked = {number: cells for number, cells in numbered(notebook).items() if number > 2 and code(cells)}
+    assert len(checked) == 13
+    for number, cells in checked.items():
+        used = set(foreign[number].values()) - {0, 2}  # these two `needs` looks for by itself
+        assert needs_of(cells) == used, number
+
+
+def test_a_section_that_is_run_first_after_a_restart_says_where_to_begin():
+    for number, cells in numbered(read()).items():
+        if number > 2 and code(cells):
+            with pytest.raises(RuntimeError, match=r"This cell uses `MODELS_DIR`, which the first cell"):
+                exec(code(cells)[0], {})
+
+
+def test_what_is_not_installed_is_named_and_installed(monkeypatch, capsys):
+    source = next(cell.source for cell in read().cells if cell.get("id") == "install")
+    commands = []
+    source = re.sub(r"%pip (.*)", r"pip('\1')", source)
+    exec(source, {"pip": commands.append})
+    assert commands == [] and capsys.readouterr().out == ""
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)  # as where it is not installed
+    exec(source, {"pip": commands.append})
+    assert commands == ["install --quiet -r requirements.txt -c constraints.txt openai"]
+    assert "installing ipywidgets" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_first_path_needs_no_widgets(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['ipywidgets'] = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    notebook = read()
+    end = next(place for place, cell in enumerate(notebook.cells) if cell.id == "first-end")
+    notebook.cells = notebook.cells[:end]
+    run(notebook)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert [output for output in outputs if output.get("name") == "stderr"] == []
+
+
+@pytest.mark.slow
+def test_all_cells_can_be_run_twice():
+    notebook = read()
+    again = copy.deepcopy(notebook.cells)
+    for cell in again:
+        cell.id += "-again"
+    notebook.cells += again
+    run(notebook)
 
 
 def test_optional_sections_say_so():
@@ -175,6 +261,14 @@ def test_each_exercise_has_its_solution():
     assert len(exercises) >= 15
 
 
+def test_each_solution_needs_no_other_one():
+    parts = sections(read(SOLUTIONS))
+    common = set().union(*(reads_and_writes(source)[1] for source in code(parts.pop("introduction"))))
+    for title, cells in parts.items():
+        used, made = reads_and_writes("\n".join(code(cells)))
+        assert used - made <= common, title
+
+
 def prose_of(path: Path) -> str:
     return "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
 
@@ -188,24 +282,16 @@ def test_checked_outputs_come_from_exact_arithmetic():
 
 
 def test_table_of_needs_is_true():
-    assigned = {}
+    made_in = {}
     for title, cells in sections(read()).items():
-        where = (
-            f"section {title.partition('.')[0]}" if title[0].isdigit() else "the first cell of the first path"
-        )
+        number = title.partition(".")[0]
+        where = f"section {number}" if number.isdigit() else "the first cell of the first path"
         for source in code(cells):
-            tree = ast.parse(re.sub(r"^(\s*)%.*$", r"\1pass", source, flags=re.MULTILINE))
-            names = [
-                node.id
-                for node in ast.walk(tree)
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-            ]
-            names += [
-                node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)
-            ]
-            for name in names:
-                assigned.setdefault(name, where)
-    assert {name: assigned[name] for name in lesson_order.MADE_IN} == lesson_order.MADE_IN
+            for name in reads_and_writes(source)[1]:
+                made_in.setdefault(name, where)
+    assert {name: made_in[name] for name in lesson_order.MADE_IN} == lesson_order.MADE_IN
+    first_path = sections(read())["First path: from nothing to a conversation in five cells"]
+    assert "MODELS_DIR" in reads_and_writes(code(first_path)[0])[1]
 
 
 def test_section_12_runs_on_the_scripted_engine_alone(smollm2, monkeypatch, capsys):
@@ -223,12 +309,12 @@ def test_section_12_runs_on_the_scripted_engine_alone(smollm2, monkeypatch, caps
         "tokenizer": tokenizer,
         "model_config": config,
         "time": time,
-        "needs": lambda *names: None,
         "spread": lambda values, form: f"{np.median(values):{form}}",
         "folders": {"INT8": "a folder"},
         "variant": "INT8",
         "device": "CPU",
     }
+    monkeypatch.setattr(lesson_order, "needs", lambda *names: None)
     exec("from contextlib import closing", space)
     for source in code(numbered(read())[9]):
         if source.startswith("class Scripted"):

@@ -186,6 +186,7 @@ def test_markdown_file_holds_questions_thoughts_and_answers():
 def test_line_under_an_answer_says_what_it_cost():
     stats = ReplyStats(prompt_tokens=412)
     assert describe(stats) == "412 prompt tokens · 0 tokens"
+    assert describe(ReplyStats(prompt_tokens=0, new_tokens=2)) == "2 tokens"  # an endpoint without usage
     stats.reused_tokens, stats.time_to_first_token, stats.new_tokens = 390, 0.2149, 1
     assert describe(stats) == "412 prompt tokens (390 from the cache) · first token 0.21 s · 1 token"
     stats.tokens_per_second, stats.new_tokens, stats.finish_reason = 34.4, 120, "length"
@@ -200,8 +201,8 @@ def test_line_under_an_answer_says_what_it_cost():
 @pytest.mark.parametrize(
     ("dropped", "notice"),
     [
-        (1, "The oldest message no longer fits into the model's context and was left out."),
-        (6, "The 6 oldest messages no longer fit into the model's context and were left out."),
+        (1, "The model's context is full: it no longer sees the oldest message."),
+        (6, "The model's context is full: it no longer sees the oldest 6 messages."),
     ],
 )
 def test_messages_that_were_left_out_are_told(dropped, notice):
@@ -213,5 +214,5 @@ def test_line_of_a_stopped_answer_says_so():
         stopped(describe(ReplyStats(prompt_tokens=9, new_tokens=3))) == "9 prompt tokens · 3 tokens, stopped"
     )
     cost, notice = stopped(describe(ReplyStats(prompt_tokens=9, dropped_messages=1))).split("\n\n")
-    assert cost == "9 prompt tokens · 0 tokens, stopped" and notice.startswith("The oldest message")
+    assert cost == "9 prompt tokens · 0 tokens, stopped" and notice.startswith("The model's context")
     assert stopped("") == ""

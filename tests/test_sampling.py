@@ -253,7 +253,7 @@ def test_a_bad_setting_is_refused_by_name(field, value):
         SamplingParams(**{field: value})
 
 
-@pytest.mark.parametrize("value", [("",), (1,), ["a", None]], ids=str)
+@pytest.mark.parametrize("value", [("",), (1,), ["a", None], 5], ids=str)
 def test_stop_texts_that_are_none_are_refused(value):
     with pytest.raises(ValueError, match=r"^stop must be "):
         SamplingParams(stop=value)

@@ -18,12 +18,12 @@ REQUEST = ChatRequest(
 )
 
 
-def listen(chat: FakeChat, listener: Callable[[Answer], Awaitable], paced_from: int = 1) -> tuple:
+def listen(chat: FakeChat, listener: Callable[[Answer], Awaitable], pieces: float = 1e9) -> tuple:
     """What the listener makes of an answer, and how that ended."""
     outcomes = []
 
     async def run():
-        answer = Answer(chat, REQUEST, Places(1), lambda *outcome: outcomes.append(outcome), paced_from)
+        answer = Answer(chat, REQUEST, Places(1), lambda *outcome: outcomes.append(outcome), pieces)
         try:
             return await asyncio.wait_for(listener(answer), DEADLINE)
         finally:
@@ -41,13 +41,13 @@ async def arrived(answer: Answer) -> list[Piece]:
 
 
 @pytest.fixture
-def no_hurry(monkeypatch):
+def one_an_hour(monkeypatch):
     """Pieces that follow the first wait for the end of the answer."""
-    monkeypatch.setattr(answers, "PACE", 3600.0)
+    monkeypatch.setattr(answers, "LONGEST_WAIT", 3600.0)
+    return 1 / 3600
 
 
-@pytest.mark.usefixtures("no_hurry")
-def test_first_piece_does_not_wait_and_others_travel_together():
+def test_first_piece_does_not_wait_and_others_travel_together(one_an_hour):
     taken = threading.Event()
 
     async def listener(answer):
@@ -56,24 +56,24 @@ def test_first_piece_does_not_wait_and_others_travel_together():
         return [first, await answer.next(), await answer.next()]
 
     pieces = ["Hello", taken.wait, ", ", "world"]
-    (first, rest, end), _ = listen(FakeChat([p if callable(p) else Delta(p) for p in pieces]), listener)
+    (first, rest, end), _ = listen(
+        FakeChat([p if callable(p) else Delta(p) for p in pieces]), listener, one_an_hour
+    )
     assert (first.delta, first.stats.new_tokens) == ("Hello", 1)
     assert (rest.delta, rest.stats.new_tokens) == (", world", 3)
     assert [token.text for token in rest.logprobs] == [", ", "world"]
     assert (end.delta, end.logprobs, end.stats.finish_reason) == (None, [], "stop")
 
 
-@pytest.mark.usefixtures("no_hurry")
-def test_thought_and_answer_are_never_joined():
+def test_thought_and_answer_are_never_joined(one_an_hour):
     deltas = [Delta(text, text.islower()) for text in ("a", "b", "C", "D", "e")]
-    pieces, _ = listen(FakeChat(deltas), arrived)
+    pieces, _ = listen(FakeChat(deltas), arrived, one_an_hour)
     said = [(piece.delta, piece.delta.is_thought) for piece in pieces[:-1]]
     assert "".join(text for text, _ in said) == "abCDe"
     assert all(text.islower() == is_thought for text, is_thought in said)
 
 
-@pytest.mark.usefixtures("no_hurry")
-def test_pieces_of_an_answer_that_is_alone_do_not_wait():
+def test_what_comes_slowly_is_handed_on_piece_by_piece():
     taken = [threading.Event(), threading.Event()]
 
     async def listener(answer):
@@ -84,11 +84,10 @@ def test_pieces_of_an_answer_that_is_alone_do_not_wait():
         return [piece.delta for piece in pieces]
 
     chat = FakeChat([Delta("a"), taken[0].wait, Delta("b"), taken[1].wait, Delta("c")])
-    assert listen(chat, listener, paced_from=2)[0] == ["a", "b", "c"]
+    assert listen(chat, listener)[0] == ["a", "b", "c"]
 
 
-@pytest.mark.usefixtures("no_hurry")
-def test_failure_comes_after_what_was_said_before_it():
+def test_failure_comes_after_what_was_said_before_it(one_an_hour):
     said = []
 
     async def listener(answer):
@@ -98,7 +97,7 @@ def test_failure_comes_after_what_was_said_before_it():
             piece = await answer.next()
 
     with pytest.raises(ApiError) as caught:
-        listen(FakeChat([Delta("Hello"), Delta(", "), OSError("no more")]), listener)
+        listen(FakeChat([Delta("Hello"), Delta(", "), OSError("no more")]), listener, one_an_hour)
     assert caught.value.status == 500
     assert "".join(said) == "Hello, "
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from filelock import Timeout
 
 import workspace
 from workspace import (
@@ -32,8 +33,9 @@ WAY_OUT = "Choose a smaller model."
 
 def run_python(script: str, *arguments: object) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", script, *map(str, arguments)],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 def test_written_whole_leaves_nothing_after_an_exception(tmp_path):
@@ -196,23 +198,29 @@ with exclusive(Path(sys.argv[1])), written_whole(Path(sys.argv[1])) as partial:
 
 def test_two_processes_build_the_same_folder_one_after_the_other(tmp_path):
     script = """
-import sys, time
+import sys
 from pathlib import Path
 from workspace import exclusive, written_whole
-folder, log, me, other = map(Path, sys.argv[1:])
-me.touch()
-while not other.exists():
-    time.sleep(0.01)
-with exclusive(folder), written_whole(folder) as partial, log.open("a", buffering=1) as lines:
-    print("begins", file=lines)
+folder, me = map(Path, sys.argv[1:])
+print("comes", flush=True)
+with exclusive(folder), written_whole(folder) as partial:
+    print("begins", flush=True)
     (partial / me.name).touch()
-    time.sleep(0.3)
-    print("ends", file=lines)
+    sys.stdin.readline()
 """
-    log, one, two = tmp_path / "log", tmp_path / "one", tmp_path / "two"
-    builders = [run_python(script, tmp_path / "model", log, *names) for names in ((one, two), (two, one))]
-    assert [builder.wait(60) for builder in builders] == [0, 0]
-    assert log.read_text().split() == ["begins", "ends", "begins", "ends"]
+    folder = tmp_path / "model"
+    with run_python(script, folder, "one") as one:
+        assert [one.stdout.readline(), one.stdout.readline()] == ["comes\n", "begins\n"]
+        with run_python(script, folder, "two") as two:
+            assert two.stdout.readline() == "comes\n"
+            with pytest.raises(Timeout):  # nobody else gets in before the first has ended
+                exclusive(folder).acquire(timeout=0)
+            one.communicate("go on\n", timeout=60)
+            assert two.stdout.readline() == "begins\n"
+            assert [file.name for file in folder.iterdir()] == ["one"]
+            two.communicate("go on\n", timeout=60)
+    assert (one.returncode, two.returncode) == (0, 0)
+    assert [file.name for file in folder.iterdir()] == ["two"]
     assert len(list((tmp_path / "model").iterdir())) == 1
 
 
