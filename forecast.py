@@ -110,6 +110,7 @@ def advise(outlooks: Iterable[Outlook]) -> str:
         and SUPPORTED_MODELS[one.model].license in FREE_LICENSES
         and one.precision != "FP16"
         and (one.tokens_per_second or 0) >= PLEASANT
+        and one.model != DEFAULT_MODEL
     ]
     if not good:
         return f"Start with the default model, {DEFAULT_MODEL}: make chat"

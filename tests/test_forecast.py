@@ -116,6 +116,12 @@ def test_what_does_not_fit_is_slow_or_not_free_is_not_advised(change):
     assert good.model in advise([other, good])
 
 
+def test_where_only_the_default_model_is_pleasant_one_starts_with_it():
+    assert advise([Outlook(DEFAULT_MODEL, "INT8", 1e8, True, True, 50.0)]).endswith(
+        f"{DEFAULT_MODEL}: make chat"
+    )
+
+
 def test_of_one_model_int8_is_advised_before_int4():
     both = [Outlook("qwen2.5-1.5b-instruct", precision, 1e9, True, True, 20.0) for precision in WEIGHT_BYTES]
     assert "--precision INT8" in advise(both)

@@ -372,7 +372,8 @@ def test_the_process_ends_even_if_a_fork_of_its_parent_lives_on(folder):
     script = (
         SCRIPT
         + """
-import os, time
+import os, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of threads beside a fork, from Python 3.12 on
 if os.fork() == 0:
     os.close(2)
     time.sleep(30)
