@@ -122,6 +122,10 @@ def test_model_table_is_the_catalogue():
     assert all(url == f"https://huggingface.co/{model_id}" for _, model_id, url in rows)
 
 
+def test_the_number_of_models_is_that_of_the_catalogue():
+    assert f"lists all {len(SUPPORTED_MODELS)} " in README
+
+
 def test_plain_commands_match_the_makefile():
     makefile = (PROJECT / "Makefile").read_text(encoding="utf-8").replace("$(BIN)", ".venv/bin")
     assert ".venv/bin/python chat_ui.py" in README and ".venv/bin/python chat_ui.py" in makefile
