@@ -41,6 +41,7 @@ from conversion import prepare_model
 from open_chat import chat_on_folder
 from sampling import SamplingParams
 from serving.client import RemoteChatModel
+from serving.receiving import BrokenOff
 
 ROOT = Path(__file__).parents[1]
 NEW_TOKENS = 128
@@ -105,9 +106,15 @@ def cluster(replicas: int, own_router: bool = False) -> tuple[str, ...]:
 
 
 def ask(chat: Chat, messages: list[dict], new: int = NEW_TOKENS) -> tuple[str, ReplyStats]:
-    """A greedy answer and what it cost."""
-    stream = chat.stream(messages, SamplingParams(temperature=0, max_new_tokens=new))
-    return "".join(stream), stream.stats
+    """A greedy answer and what it cost; asked for again where the queue was full."""
+    while True:
+        stream = chat.stream(messages, SamplingParams(temperature=0, max_new_tokens=new))
+        try:
+            return "".join(stream), stream.stats
+        except BrokenOff:
+            raise
+        except ConnectionError:
+            time.sleep(0.1)
 
 
 def together(chat: Chat, users: int) -> tuple[float, float]:

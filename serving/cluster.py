@@ -109,6 +109,10 @@ def set_environment() -> bool:
     """Say to Ray, before it is imported, how it is to behave; returns whether it will be one of its own."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # else whatever else runs here goes before the engines
+    # A loop less that each piece of an answer has to cross; our own code never blocks the one that is left.
+    os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
+    os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
+    os.environ.setdefault("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "1000")
     alone = not os.environ.get("RAY_ADDRESS")
     if alone:
         # What Ray does on macOS and Windows anyway: its own processes listen on 127.0.0.1 only.

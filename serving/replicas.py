@@ -36,7 +36,7 @@ HUNG_AFTER = 120.0  # seconds of silence; a step computes 32 tokens at most
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 GONE = (RayError, RayServeException, StopAsyncIteration)  # what comes of a replica that has died
 ATTEMPTS = 3  # a router may not know yet
-PIECES = 60  # sent in a second by a replica; each costs Ray 3 ms of processor time, on its way to the client
+PIECES = 40  # sent in a second by a replica; each costs Ray 3 ms of processor time, on its way to the client
 LONGEST_LOOK = 0.1  # seconds between two looks whether a full replica has a place again
 
 
