@@ -13,13 +13,14 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from json_files import read_text
+from json_files import read_json_if_there, read_text
 
 
 def read_chat_templates(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
     """The chat templates of a model folder by name; "default" is the one for a plain chat.
 
-    They are in chat_template.jinja and additional_chat_templates/ or, without such files, in the settings.
+    They are in chat_template.jinja and additional_chat_templates/ or, without such files, in the settings, or
+    in chat_template.json, where models that see pictures too once kept theirs.
 
     Args:
         settings: what tokenizer_config.json holds.
@@ -29,12 +30,32 @@ def read_chat_templates(folder: Path, settings: dict[str, Any]) -> dict[str, str
         files["default"] = folder / "chat_template.jinja"
     if files:
         return {name: read_text(file) for name, file in files.items()}
-    templates = settings.get("chat_template") or {}
+    older = read_json_if_there(folder / "chat_template.json")
+    templates = settings.get("chat_template") or older.get("chat_template") or {}
     if isinstance(templates, str):
         return {"default": templates}
     if isinstance(templates, list):
         return {entry["name"]: entry["template"] for entry in templates}
     return templates
+
+
+def check_chat_template(folder: Path) -> None:
+    """Refuse a checkpoint without a chat template, or with one that is no Jinja.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    templates = read_chat_templates(folder, read_json_if_there(folder / "tokenizer_config.json"))
+    if "default" not in templates:
+        others = f" for a plain chat, only {', '.join(sorted(templates))}" if templates else ""
+        raise ValueError(
+            f"{folder} has no chat template{others}, so it is probably no chat model. If it is one, save the "
+            "Jinja text from its model card there as chat_template.jinja."
+        )
+    try:
+        template_environment().from_string(templates["default"])
+    except TemplateError as error:
+        raise ValueError(f"The chat template of {folder} is no Jinja that can be read: {error}") from error
 
 
 def template_environment() -> ImmutableSandboxedEnvironment:

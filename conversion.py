@@ -15,7 +15,8 @@ from typing import Any
 
 from filelock import Timeout
 
-from checkpoint import Weights, disk_for, memory_for, read_settings, stored_weights
+from chat_templates import check_chat_template
+from checkpoint import TOKENIZERS, Weights, disk_for, memory_for, read_settings, stored_weights
 from compression import check_precision, compress_weights
 from config import ModelConfig, get_model_config
 from model_folder import (
@@ -33,7 +34,7 @@ from quiet import quiet_libraries
 from ready_made import find_ready_made, use_ready_made
 from recipe import Recipe
 from routes import route_of
-from tokenizer_files import rewrite_tokenizer, write_tokenizer
+from tokenizer_files import check_tokenizer, rewrite_tokenizer, write_tokenizer
 from workspace import (
     PARTIAL,
     REPLACED,
@@ -53,8 +54,10 @@ __all__ = ["FOLDER_NAMES", "load_model", "model_folder", "prepare_model", "prepa
 # What a manifest says of the checkpoint that a folder was made from.
 STATE = ("revision", "published", "base", "adapter", "dequantized_from")
 
-# One at a time in a process: exporters exchange functions of PyTorch for all threads while they trace a
-# model, and Optimum is not complete for one thread while another one imports it.
+# It guards what libraries have at module level, hence it stands here too: while they trace a model, exporters
+# exchange functions of PyTorch for all threads, and Optimum is not complete for one thread while another one
+# imports it. Nor would two conversions leave each other the memory that each was told is free. Downloads of
+# one thread go on during the conversion of another one.
 _CONVERTING = threading.Lock()
 
 
@@ -63,6 +66,7 @@ def prepare_model(
     precision: str = "INT8",
     models_dir: str | Path = "models",
     checkpoint: str | Path | None = None,
+    for_chat: bool = False,
 ) -> Path:
     """Fetch, convert and compress a model; return its folder, at once if that is finished already.
 
@@ -73,8 +77,9 @@ def prepare_model(
         precision: "FP16", "INT8" or "INT4".
         models_dir: the folder that holds `<name>/<precision>`.
         checkpoint: a Hub id or a local folder to use instead of the entry's own weights.
+        for_chat: see `prepare_models`.
     """
-    return prepare_models(name, (precision,), models_dir, checkpoint)[precision]
+    return prepare_models(name, (precision,), models_dir, checkpoint, for_chat)[precision]
 
 
 def prepare_models(
@@ -82,6 +87,7 @@ def prepare_models(
     precisions: Iterable[str] = tuple(FOLDER_NAMES),
     models_dir: str | Path = "models",
     checkpoint: str | Path | None = None,
+    for_chat: bool = False,
 ) -> dict[str, Path]:
     """Prepare a model in several precisions with one export; return their folders.
 
@@ -97,6 +103,7 @@ def prepare_models(
         precisions: some of "FP16", "INT8" and "INT4".
         models_dir: the folder that holds `<name>/<precision>`: see `model_folder`.
         checkpoint: a Hub id or a local folder to use instead of the entry's own weights.
+        for_chat: do not begin to convert a model without a chat template.
 
     Raises:
         ValueError: unknown name or precision, or a checkpoint that cannot be converted.
@@ -126,8 +133,7 @@ def prepare_models(
                     found = fetch_weights(found)
                     ready = found.folder, found.revision
                 else:
-                    with _CONVERTING:
-                        _bring_up_to_date(recipe, found, precisions)
+                    _bring_up_to_date(recipe, found, precisions, for_chat)
     elif any(home.glob(f"*{PARTIAL}")):  # of a process at work, or of one killed at its very end
         with suppress(Timeout), exclusive(home).acquire(blocking=False):
             _clear_leftovers(home)
@@ -139,30 +145,43 @@ def prepare_models(
     return {precision: recipe.folder(precision) for precision in precisions}
 
 
-def _bring_up_to_date(recipe: Recipe, found: FoundCheckpoint, precisions: tuple[str, ...]) -> None:
-    for precision in dict.fromkeys(["FP16", *precisions]):  # FP16 may be what the others are made from
-        if recipe.state(precision, found.revision) == "tokenizer":
-            _rewrite_tokenizer(recipe, precision)
-    to_make = recipe.to_do(precisions, found.revision)
-    has_fp16 = not recipe.to_do(["FP16"], found.revision)
-    if not to_make:
-        return
-    if (weights := expected_plain_weights(found)) and not has_fp16:
-        same_disk = recipe.home.parent.stat().st_dev == found.folder.stat().st_dev
-        download = found.missing_bytes + (found.base.missing_bytes if found.base else 0)
-        described = (found.base or found).folder
-        _check_room(described, recipe.home, to_make, has_fp16, weights, download if same_disk else 0)
-    recipe.home.mkdir(parents=True, exist_ok=True)
-    if has_fp16:
-        published = read_manifest(recipe.folder("FP16"))["published"]
-        _compress(recipe, recipe.folder("FP16"), to_make, _state(found, published))
-        return
+def _bring_up_to_date(
+    recipe: Recipe, found: FoundCheckpoint, precisions: tuple[str, ...], for_chat: bool
+) -> None:
+    with _CONVERTING:
+        for precision in dict.fromkeys(["FP16", *precisions]):  # FP16 may be what the others are made from
+            if recipe.state(precision, found.revision) == "tokenizer":
+                _rewrite_tokenizer(recipe, precision)
+        to_make = recipe.to_do(precisions, found.revision)
+        has_fp16 = not recipe.to_do(["FP16"], found.revision)
+        if not to_make:
+            return
+        if found.seen.kind != "gguf":
+            own = any((found.folder / name).is_file() for name in TOKENIZERS)
+            _check_tokenizer(found.folder if own or not found.base else found.base.folder, recipe, for_chat)
+        if (weights := expected_plain_weights(found)) and not has_fp16:
+            same_disk = recipe.home.parent.stat().st_dev == found.folder.stat().st_dev
+            download = found.missing_bytes + (found.base.missing_bytes if found.base else 0)
+            described = (found.base or found).folder
+            _check_room(described, recipe.home, to_make, has_fp16, weights, download if same_disk else 0)
+        recipe.home.mkdir(parents=True, exist_ok=True)
+        if has_fp16:
+            published = read_manifest(recipe.folder("FP16"))["published"]
+            _compress(recipe, recipe.folder("FP16"), to_make, _state(found, published))
+            return
     found = fetch_weights(found)  # an older copy where the Hub does not deliver
     if not (to_make := recipe.to_do(precisions, found.revision)):
         return
-    with plain_checkpoint(found, recipe.home) as checkpoint_folder:
+    with _CONVERTING, plain_checkpoint(found, recipe.home) as checkpoint_folder:
+        _check_tokenizer(checkpoint_folder, recipe, for_chat)
         _check_room(checkpoint_folder, recipe.home, to_make, has_fp16, stored_weights(checkpoint_folder))
         _convert(recipe, checkpoint_folder, to_make, found)
+
+
+def _check_tokenizer(checkpoint_folder: Path, recipe: Recipe, for_chat: bool) -> None:
+    check_tokenizer(checkpoint_folder)
+    if for_chat and not recipe.config.chat_template:
+        check_chat_template(checkpoint_folder)
 
 
 def _state(found: FoundCheckpoint, published: dict[str, Any]) -> dict[str, Any]:

@@ -68,16 +68,27 @@ def source_name(checkpoint: str | Path) -> str:
 
 
 def write_manifest(folder: Path, entries: dict[str, Any]) -> None:
-    """What the folder was made from, and the size of each file, so that damage is noticed."""
+    """What the folder was made from, and the size of each file, so that damage is noticed.
+
+    Of all but the model itself also what they hold: a tokenizer of another model may have the same size.
+    """
+    files = {
+        file.relative_to(folder).as_posix(): file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file != folder / MANIFEST
+    }
     manifest = entries | {
         "versions": {library: version(library) for library in LIBRARIES},
-        "files": {
-            file.relative_to(folder).as_posix(): file.stat().st_size
-            for file in sorted(folder.rglob("*"))
-            if file.is_file() and file != folder / MANIFEST
+        "files": {name: file.stat().st_size for name, file in files.items()},
+        "digests": {
+            name: _digest(file) for name, file in files.items() if not name.startswith("openvino_model.")
         },
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict | None:
@@ -148,6 +159,12 @@ def _damage(folder: Path, sizes: dict[str, int | None]) -> str | None:
     return None
 
 
+def _exchanged(folder: Path, digests: dict[str, str]) -> str | None:
+    """The first file that holds something else than when it was written, in words, or None."""
+    others = (name for name, digest in digests.items() if _digest(folder / name) != digest)
+    return next((f"{name} is not the one that was written for it" for name in others), None)
+
+
 def check_folder(folder: str | Path) -> Path:
     """The folder, if it holds a whole converted model.
 
@@ -165,6 +182,7 @@ def check_folder(folder: str | Path) -> Path:
         damage = f"{MANIFEST} cannot be read"
     else:
         damage = _damage(folder, dict.fromkeys(REQUIRED_FILES) | (manifest["files"] if manifest else {}))
+        damage = damage or _exchanged(folder, (manifest or {}).get("digests") or {})
     if damage:
         raise ValueError(
             f"{folder} is not a whole converted model: {damage}. Delete it and convert the model again."

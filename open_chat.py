@@ -86,7 +86,9 @@ def open_chat(
     given = {name: getattr(options, name) for name in OPTIONS if getattr(options, name, None) is not None}
     SamplingParams(**given)  # a bad value is told before any work
     models_dir = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR", "models")).expanduser()
-    folder = conversion.prepare_model(options.model, options.precision, models_dir, options.checkpoint)
+    folder = conversion.prepare_model(
+        options.model, options.precision, models_dir, options.checkpoint, for_chat=True
+    )
     precision = precision_of(folder)  # its own, where it was converted by others
     chat = chat_on_folder(
         folder, options.model, precision, options.device, options.engine, in_background, ov_config

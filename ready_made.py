@@ -15,8 +15,8 @@ from hub_source import cached_snapshot
 from model_folder import MANIFEST, REQUIRED_FILES, precision_of, state_of, write_manifest
 from model_source import is_local
 from quiet import quiet_libraries
-from tokenizer_check import read_tokenizer
-from tokenizer_files import TOKENIZER_IR, write_tokenizer_ir
+from tokenizer_check import TOKENIZER_IR, folder_differences, read_tokenizer
+from tokenizer_files import write_tokenizer_ir
 from workspace import exclusive, link_or_copy, show_progress, written_whole
 
 log = logging.getLogger(__name__)
@@ -56,21 +56,34 @@ def use_ready_made(folder: Path, revision: str, home: Path, precisions: Iterable
         check_precision(precision)
         if precision != own:
             log.warning("%s is converted already and used as it is: %s, not %s.", folder, own, precision)
-    if not (folder / MANIFEST).is_file() and any(not (folder / name).is_file() for name in _needed()):
+    if not (folder / MANIFEST).is_file():
         folder = _completed(folder, revision, home)
     return dict.fromkeys(precisions, folder)
 
 
-def _needed() -> tuple[str, ...]:
-    return (*TOKENIZER_IR, *REQUIRED_FILES)
+def _lacks_a_form(folder: Path) -> bool:
+    """Whether the tokenizer is not there in every form, or these are not the same."""
+    if any(not (folder / name).is_file() for name in (*TOKENIZER_IR, *REQUIRED_FILES)):
+        return True
+    if wrong := folder_differences(folder):
+        log.warning(
+            "The tokenizer's IR in %s is not that of its tokenizer.json, which is used: there %s.",
+            folder,
+            wrong[0],
+        )
+    return bool(wrong)
 
 
 def _completed(folder: Path, revision: str, home: Path) -> Path:
-    """A copy of the folder, with the tokenizer in every form."""
+    """The folder; or a copy of it with the tokenizer in every form, if one is missing or another's."""
     copy = home / COPY
     says = {"checkpoint": str(folder), "precision": precision_of(folder)}
+    if state_of(copy, says, revision) == "current":
+        return copy
+    if not _lacks_a_form(folder):
+        return folder
     with exclusive(home):
-        if state_of(copy, says, revision) == "current":
+        if state_of(copy, says, revision) == "current":  # another process has made it meanwhile
             return copy
         with written_whole(copy) as partial, quiet_libraries(), show_progress("Converting the tokenizer"):
             for file in folder.iterdir():

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chat_tokenizer import TOKENIZER_FILE, ChatTokenizer, open_tokenizer
+from json_files import read_json_if_there
 
 if TYPE_CHECKING:
     import openvino
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+TOKENIZER_IR = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 HARD_TEXTS = (
     "",
     " ",
@@ -85,6 +87,23 @@ def graph_differences(
     return list(_compare(published, True, encode, decode))
 
 
+def folder_differences(folder: Path) -> list[Difference]:
+    """The same for those that a folder holds beside its tokenizer.json: see `TOKENIZER_IR`.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
+    import openvino
+    import openvino_tokenizers  # noqa: F401
+
+    core = openvino.Core()
+    try:
+        graphs = [core.read_model(folder / name) for name in TOKENIZER_IR]
+        return graph_differences(open_tokenizer(folder), *graphs)
+    except RuntimeError as error:
+        raise ValueError(f"The tokenizer's IR in {folder} cannot be read: {error}") from error
+
+
 def _compare(
     published: ChatTokenizer,
     special: bool,
@@ -117,12 +136,27 @@ def read_tokenizer(folder: str | Path, config: "PretrainedConfig | None" = None)
         config: the model's configuration, where that in the folder is none that transformers accepts.
 
     Raises:
-        ValueError: transformers reads tokenizer.json otherwise than it is written, whatever the class.
+        ValueError: transformers reads tokenizer.json otherwise than it is written, whatever the class; or there
+            is none, and what is there cannot be read.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    labelled = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
     file = Path(folder) / TOKENIZER_FILE
+    brings_code = "auto_map" in read_json_if_there(Path(folder) / "tokenizer_config.json")
+    if brings_code and not file.is_file():
+        raise ValueError(
+            f"The tokenizer in {folder} needs code that it brings along (auto_map in tokenizer_config.json), "
+            f"which is not run. Take a copy of the model that has a {TOKENIZER_FILE}."
+        )
+    try:
+        labelled = (PreTrainedTokenizerFast if brings_code else AutoTokenizer).from_pretrained(
+            folder, config=config, trust_remote_code=False
+        )
+    except Exception as error:  # of many kinds, of several libraries
+        raise ValueError(
+            f"transformers cannot read the tokenizer in {folder}: {error}. Fetch its files again, or take a "
+            f"copy of the model that has a {TOKENIZER_FILE}."
+        ) from error
     if not file.is_file():
         return labelled
     published = open_tokenizer(folder)

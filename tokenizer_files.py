@@ -8,17 +8,26 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chat_tokenizer import open_tokenizer
+from chat_templates import read_chat_templates
+from chat_tokenizer import TOKENIZER_FILE, open_tokenizer
 from checkpoint_fit import check_ids
 from config import ModelConfig
-from tokenizer_check import graph_differences, read_tokenizer
+from tokenizer_check import TOKENIZER_IR, graph_differences, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
-TOKENIZER_IR = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
+
+def check_tokenizer(checkpoint_folder: Path) -> None:
+    """Refuse, before any work, a tokenizer that cannot be read.
+
+    Raises:
+        ValueError: names the file.
+    """
+    has_file = (checkpoint_folder / TOKENIZER_FILE).is_file()
+    (open_tokenizer if has_file else read_tokenizer)(checkpoint_folder)
 
 
 def write_tokenizer(checkpoint_folder: Path, output: Path, config: ModelConfig) -> dict[str, Any]:
@@ -38,7 +47,8 @@ def write_tokenizer(checkpoint_folder: Path, output: Path, config: ModelConfig) 
     # Once more, now that every kind of tokenizer is read.
     highest, token = max((number, token) for token, number in tokenizer.get_vocab().items())
     check_ids(checkpoint_folder, highest, token, own.get_text_config().vocab_size)
-    published = {"template": tokenizer.chat_template, "eos_token_id": _end_tokens(output)}
+    template = tokenizer.chat_template or read_chat_templates(checkpoint_folder, {}).get("default")
+    published = {"template": template, "eos_token_id": _end_tokens(output)}
     _write_changeable(tokenizer, output, config, published)
     write_tokenizer_ir(tokenizer, output)
     return published
@@ -50,13 +60,16 @@ def rewrite_tokenizer(folder: Path, config: ModelConfig, published: dict[str, An
 
 
 def write_tokenizer_ir(tokenizer: "PreTrainedTokenizerBase", output: Path) -> None:
-    """The tokenizer as OpenVINO IR, for runtimes without Python.
+    """The tokenizer as OpenVINO IR, for runtimes without Python; instead of one that is there.
 
     No IR is better than one that reads other texts than the model was trained on.
     """
     import openvino
     from openvino_tokenizers import convert_tokenizer
 
+    for name in TOKENIZER_IR:
+        for file in (output / name, (output / name).with_suffix(".bin")):
+            file.unlink(missing_ok=True)
     _unite_digit_split(tokenizer)
     tokenizer_model, detokenizer_model = convert_tokenizer(tokenizer, with_detokenizer=True)
     if wrong := graph_differences(open_tokenizer(output), tokenizer_model, detokenizer_model):
