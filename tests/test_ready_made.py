@@ -11,7 +11,7 @@ from conftest import EXACT
 from conversion import load_model, prepare_model, prepare_models
 from hub_source import constants
 from model_folder import precision_of
-from tokenizer_files import TOKENIZER_IR
+from tokenizer_check import TOKENIZER_IR, folder_differences
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +71,16 @@ def test_what_the_tokenizer_lacks_is_made_in_a_copy(ready, tmp_path, missing):
     assert (copy / "conversion.json").stat().st_mtime_ns == made  # not again
     model, tokenizer = load_model(copy, ov_config=EXACT)
     assert model(**tokenizer("Who are you?", return_tensors="pt")).logits.ndim == 3
+
+
+def test_the_tokenizer_of_another_model_is_not_used_but_made_anew(ready, converted, tmp_path, caplog):
+    other = converted("gpt_neox", "INT8")
+    for file in other.glob("openvino_*tokenizer.*"):
+        shutil.copy(file, ready)
+    folder = prepare_model(str(ready), "INT4", tmp_path / "models")
+    assert folder != ready
+    assert folder_differences(folder) == []
+    assert "is not that of its tokenizer.json, which is used" in caplog.text
 
 
 def test_a_copy_follows_its_original(ready, tmp_path):
