@@ -141,7 +141,8 @@ def save(file: Path, contestants: list[Contestant]) -> None:
         firsts = [first / base for base, first in zip(optimum.firsts, one.firsts, strict=True)]
         for what, values in (("each token", seconds), ("first token", firsts)):
             middle = statistics.median(values)
-            spread = (max(values) - min(values)) / middle
+            low, _, high = statistics.quantiles(values, n=4)  # one round of many may be far off
+            spread = (high - low) / middle
             ratios[f"{one.title}: {what}"] = {"ratio": middle, "spread": spread}
     result = {"processor": processor().name, "ratios": ratios}
     file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
