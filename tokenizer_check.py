@@ -136,8 +136,8 @@ def read_tokenizer(folder: str | Path, config: "PretrainedConfig | None" = None)
         config: the model's configuration, where that in the folder is none that transformers accepts.
 
     Raises:
-        ValueError: transformers reads tokenizer.json otherwise than it is written, whatever the class; or there
-            is none, and what is there cannot be read.
+        ValueError: transformers reads tokenizer.json otherwise than it is written, whatever the class; or
+            there is none, and what is there cannot be read.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
