@@ -107,6 +107,14 @@ def test_truncated_weights_are_noticed(copy):
         load_model(copy)
 
 
+@pytest.mark.parametrize("name", ["openvino_tokenizer.bin", "tokenizer.json"])
+def test_a_tokenizer_of_the_same_size_that_is_another_one_is_noticed(copy, name):
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match=rf"{name} is not the one that was written for it"):
+        load_model(copy)
+
+
 def test_an_unreadable_manifest_is_noticed(copy):
     (copy / "conversion.json").write_text("{")
     with pytest.raises(ValueError, match=r"conversion\.json cannot be read"):
