@@ -21,6 +21,12 @@ def test_a_file_wins_over_the_settings_and_more_templates_have_names(tmp_path):
     assert read_chat_templates(tmp_path, settings) == {"default": "of the file", "rag": "with documents"}
 
 
+def test_where_models_that_see_pictures_kept_their_template_is_looked_at_last(tmp_path):
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "of the processor"}))
+    assert read_chat_templates(tmp_path, {}) == {"default": "of the processor"}
+    assert read_chat_templates(tmp_path, {"chat_template": "own"}) == {"default": "own"}
+
+
 def test_json_in_a_template_keeps_letters_and_order():
     assert rendered("{{ x | tojson }}", x={"b": "é<", "a": 1}) == json.dumps(
         {"b": "é<", "a": 1}, ensure_ascii=False

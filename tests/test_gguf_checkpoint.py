@@ -184,7 +184,7 @@ def make_model(kind: str) -> PreTrainedModel:
 
 
 def write_model(path: Path, kind: str, leave: str = "nothing") -> dict[str, torch.Tensor]:
-    """Write such a model as llama.cpp's converter does; returns what its numbers mean, under transformers' names.
+    """Write such a model as llama.cpp's converter does; returns its numbers by transformers' names.
 
     llama.cpp keeps the rows of Llama's queries and keys in another order, for its own rotary embedding.
     """
