@@ -54,7 +54,7 @@ class Report:
 def examine() -> Report:
     """Look at everything; takes about ten seconds, most of it for measuring how fast this machine decodes."""
     libraries = look_at_libraries()
-    models = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR", "models")).expanduser()
+    models = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR") or "models").expanduser()
     room, *of_room = look_at_room(models, downloads_folder())
     speeds, of_speeds = look_at_speed(room.memory)
     findings = [

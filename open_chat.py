@@ -33,12 +33,12 @@ def add_model_options(parser: argparse.ArgumentParser, engine: str) -> None:
     """
     parser.add_argument(
         "--model",
-        default=os.environ.get("LLM_CHATBOT_MODEL", DEFAULT_MODEL),
+        default=os.environ.get("LLM_CHATBOT_MODEL") or DEFAULT_MODEL,
         help="a catalogue name, a Hugging Face Hub id or a local folder (default: %(default)s)",
     )
     parser.add_argument(
         "--checkpoint",
-        default=os.environ.get("LLM_CHATBOT_CHECKPOINT"),
+        default=os.environ.get("LLM_CHATBOT_CHECKPOINT") or None,
         help="a Hub id or a local folder to use instead of the model's own weights",
     )
     parser.add_argument("--precision", type=str.upper, default="INT8", choices=PRECISIONS)
@@ -85,7 +85,7 @@ def open_chat(
         )
     given = {name: getattr(options, name) for name in OPTIONS if getattr(options, name, None) is not None}
     SamplingParams(**given)  # a bad value is told before any work
-    models_dir = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR", "models")).expanduser()
+    models_dir = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR") or "models").expanduser()
     folder = conversion.prepare_model(
         options.model, options.precision, models_dir, options.checkpoint, for_chat=True
     )

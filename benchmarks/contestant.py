@@ -35,16 +35,14 @@ def prompt_ids(length: int, user: int) -> list[int]:
 
 def chat(folder: str, engine_name: str = "optimum") -> Run:
     """ChatModel.stream, as the chat page uses it; the figures are those of its own stats."""
-    from transformers import AutoTokenizer
-
     from chat import ChatModel, SamplingParams
+    from chat_tokenizer import open_tokenizer
     from config import CHATML_TEMPLATE, ModelConfig
     from engine import OptimumEngine
     from genai_engine import GenAIEngine
 
     engine = GenAIEngine(folder) if engine_name == "genai" else OptimumEngine.from_folder(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = ChatModel(engine, tokenizer, ModelConfig("benchmark", chat_template=CHATML_TEMPLATE))
+    model = ChatModel(engine, open_tokenizer(folder), ModelConfig("benchmark", chat_template=CHATML_TEMPLATE))
     model.end_ids = frozenset()
     counter = iter(range(10**9))
 

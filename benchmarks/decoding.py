@@ -29,7 +29,7 @@ from model_source import fetch_checkpoint
 
 PROJECT = Path(__file__).parent.parent
 SHORT, LONG, NEW = 64, 2500, 128
-OPTIMUM = "Optimum generate, INT8"
+BARE = "infer request alone, INT8"
 
 
 @dataclass
@@ -102,8 +102,8 @@ def chosen(options: argparse.Namespace) -> list[Contestant]:
     """Those that the options ask for; only what they need is converted."""
     candidates = [
         *((f"ChatModel, {precision}", "chat", precision, 1) for precision in ("FP16", "INT8", "INT4")),
-        ("infer request alone, INT8", "bare", "INT8", 1),
-        (OPTIMUM, "optimum", "INT8", 1),
+        (BARE, "bare", "INT8", 1),
+        ("Optimum generate, INT8", "optimum", "INT8", 1),
         ("Optimum generate, INT4", "optimum", "INT4", 1),
         ("ChatModel on GenAIEngine, INT8", "chat_genai", "INT8", 1),
         ("ChatModel on GenAIEngine, INT8, 8 users", "chat_genai", "INT8", 8),
@@ -131,17 +131,18 @@ def chosen(options: argparse.Namespace) -> list[Contestant]:
 
 
 def save(file: Path, contestants: list[Contestant]) -> None:
-    """Write how long a token and the first one take, of what Optimum's `generate` takes in the same round."""
-    optimum = next(one for one in contestants if one.title == OPTIMUM)
+    """Write how long a token and the first one take, of what the request alone takes in the same round."""
+    bare = next(one for one in contestants if one.title == BARE)
     ratios = {}
     for one in contestants:
         if not one.title.startswith("ChatModel"):
             continue
-        seconds = [base / rate for base, rate in zip(optimum.rates, one.rates, strict=True)]
-        firsts = [first / base for base, first in zip(optimum.firsts, one.firsts, strict=True)]
+        seconds = [base / rate for base, rate in zip(bare.rates, one.rates, strict=True)]
+        firsts = [first / base for base, first in zip(bare.firsts, one.firsts, strict=True)]
         for what, values in (("each token", seconds), ("first token", firsts)):
             middle = statistics.median(values)
-            spread = (max(values) - min(values)) / middle
+            low, _, high = statistics.quantiles(values, n=4)  # one round of many may be far off
+            spread = (high - low) / middle
             ratios[f"{one.title}: {what}"] = {"ratio": middle, "spread": spread}
     result = {"processor": processor().name, "ratios": ratios}
     file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -181,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     rounds = parser.parse_args().rounds
-    folder = prepare_model(DEFAULT_MODEL, "INT8", os.environ.get("LLM_CHATBOT_MODELS_DIR", "models"))
+    folder = prepare_model(DEFAULT_MODEL, "INT8", os.environ.get("LLM_CHATBOT_MODELS_DIR") or "models")
     settings = Settings(str(folder), "CPU", {}, CACHE_GIGABYTES)
     engine = GenAIEngine(folder)
     runs = {

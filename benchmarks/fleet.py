@@ -449,7 +449,7 @@ def measure(threads: int | None = None) -> Times:
     from machine import processor
     from sampling import SamplingParams
 
-    folder = prepare_model(DEFAULT_MODEL, models_dir=os.environ.get("LLM_CHATBOT_MODELS_DIR", "models"))
+    folder = prepare_model(DEFAULT_MODEL, models_dir=os.environ.get("LLM_CHATBOT_MODELS_DIR") or "models")
     engine = GenAIEngine(folder, ov_config={"INFERENCE_NUM_THREADS": str(threads)} if threads else None)
     chance = random.Random(0)
 

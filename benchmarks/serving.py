@@ -152,7 +152,7 @@ def compare(old: Chat, new: Chat, names: tuple[str, str], rounds: int) -> None:
 
 def measure_endpoint(options: argparse.Namespace) -> None:
     """The endpoint against the chat in this process."""
-    models = os.environ.get("LLM_CHATBOT_MODELS_DIR", "models")
+    models = os.environ.get("LLM_CHATBOT_MODELS_DIR") or "models"
     folder = prepare_model(DEFAULT_MODEL, models_dir=models)
     with (
         closing(chat_on_folder(folder, DEFAULT_MODEL, engine="genai")) as here,

@@ -146,7 +146,7 @@ def main() -> None:
     from config import DEFAULT_MODEL
     from open_chat import chat_on_folder
 
-    models_dir = os.environ.get("LLM_CHATBOT_MODELS_DIR", "models")
+    models_dir = os.environ.get("LLM_CHATBOT_MODELS_DIR") or "models"
     folder = conversion.prepare_model(DEFAULT_MODEL, "INT8", models_dir)
     chat = chat_on_folder(folder, DEFAULT_MODEL, engine=options.engine)
     ui = build_ui(chat)

@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--save", type=Path, help="a JSON file for the ratios")
     options = parser.parse_args()
-    models_dir = os.environ.get("LLM_CHATBOT_MODELS_DIR", "models")
+    models_dir = os.environ.get("LLM_CHATBOT_MODELS_DIR") or "models"
     folder = prepare_model(DEFAULT_MODEL, "INT8", models_dir)
     load = f"import openvino_genai; openvino_genai.LLMPipeline({str(folder)!r}, 'CPU')"
     contestants = {

@@ -64,7 +64,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
     parser.add_argument(
         "--api-key",
-        default=os.environ.get("LLM_CHATBOT_API_KEY"),
+        default=os.environ.get("LLM_CHATBOT_API_KEY") or None,
         help="what clients must send as Authorization: Bearer KEY; other users of this machine can see it "
         "in the list of processes, so rather set LLM_CHATBOT_API_KEY",
     )

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from benchmarks.check import slower
-from benchmarks.decoding import OPTIMUM, Contestant, save
+from benchmarks.decoding import BARE, Contestant, save
 
 
 def run(ratio: float, spread: float = 0.1) -> dict:
@@ -23,10 +23,10 @@ def test_what_was_not_measured_before_is_not():
     assert slower({"processor": "any", "ratios": {}}, run(9.0)) == []
 
 
-def test_decoding_is_compared_with_what_optimum_did_in_the_same_round(tmp_path):
-    optimum = Contestant(OPTIMUM, "optimum", Path(), rates=[10.0, 20.0, 30.0], firsts=[1.0, 2.0, 3.0])
+def test_decoding_is_compared_with_the_bare_request_of_the_same_round(tmp_path):
+    bare = Contestant(BARE, "bare", Path(), rates=[10.0, 20.0, 30.0], firsts=[1.0, 2.0, 3.0])
     ours = Contestant("ChatModel, INT8", "chat", Path(), rates=[20.0, 40.0, 120.0], firsts=[0.5, 1.0, 1.5])
-    save(tmp_path / "ratios.json", [ours, optimum])
+    save(tmp_path / "ratios.json", [ours, bare])
     ratios = json.loads((tmp_path / "ratios.json").read_text())["ratios"]
     assert ratios == {
         "ChatModel, INT8: each token": {"ratio": 0.5, "spread": 0.5},

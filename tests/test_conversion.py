@@ -650,6 +650,14 @@ def test_an_unknown_precision_is_refused_with_those_that_exist(no_work, precisio
         prepare_model("llama-2-chat-7b", precision)
 
 
+def test_a_base_model_is_refused_for_a_chat_before_it_is_converted(tiny_checkpoints, tmp_path, monkeypatch):
+    checkpoint = shutil.copytree(tiny_checkpoints["llama"], tmp_path / "checkpoint")
+    (checkpoint / "chat_template.jinja").unlink(missing_ok=True)
+    monkeypatch.setattr(conversion, "export_fp16", lambda *_: pytest.fail("export was tried"))
+    with pytest.raises(ValueError, match=r"has no chat template, so it is probably no chat model"):
+        prepare_model(str(checkpoint), "INT8", tmp_path / "models", for_chat=True)
+
+
 # chatglm: Optimum could export it, but only with code that comes with the checkpoint
 @pytest.mark.parametrize("model_type", ["t5", "made-up", None, "chatglm"], ids=str)
 def test_an_architecture_that_cannot_be_exported_is_named(

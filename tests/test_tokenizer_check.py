@@ -189,3 +189,17 @@ def test_a_mislabelled_checkpoint_is_chatted_with_in_its_own_tokens(mislabelled,
     for each in (tokenizer, open_tokenizer(folder)):
         prompt = PromptWriter(each, "test").write(CONVERSATION)
         assert prompt.ids == expected
+
+
+def test_a_tokenizer_that_needs_code_of_its_own_is_refused(tmp_path):
+    settings = '{"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", null]}}'
+    (tmp_path / "tokenizer_config.json").write_text(settings)
+    with pytest.raises(ValueError, match="needs code that it brings along"):
+        read_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_nobody_can_read_is_refused(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"garbage")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    with pytest.raises(ValueError, match="transformers cannot read the tokenizer in"):
+        read_tokenizer(tmp_path)
