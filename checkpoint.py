@@ -82,6 +82,7 @@ FOREIGN = {
     "tf_model.h5": f"weights for TensorFlow; {FORMAT}",
     "flax_model.msgpack": f"weights for Flax; {FORMAT}",
     "*.onnx": f"a model in ONNX; {FORMAT}",
+    OPENVINO: "OpenVINO IR; fetch the config.json that belongs to it",
     "openvino_*_model.xml": "a model of several parts in OpenVINO IR, such as one that sees pictures; only "
     "text models in one part (openvino_model.xml) can be run here",
     "*.safetensors": "weights under another name than model.safetensors; rename the file if it holds all",
@@ -245,6 +246,16 @@ def _look_at_adapter(seen: Checkpoint) -> dict:
             f"{folder} is an adapter of type {kind!r} (peft_type in adapter_config.json); only LORA can be "
             "merged here. Merge it with the program that made it, and name the merged model's folder."
         )
+    if settings.get("task_type") not in (None, "CAUSAL_LM"):
+        raise ValueError(
+            f"{folder} is an adapter for {settings['task_type']} (task_type in adapter_config.json), and "
+            "only one for CAUSAL_LM makes a model that writes text."
+        )
+    if settings.get("layer_replication"):
+        raise ValueError(
+            f"{folder} repeats layers of its model (layer_replication in adapter_config.json), which is not "
+            "merged here. Merge it with the program that made it, and name the merged model's folder."
+        )
     if not settings.get("base_model_name_or_path"):
         raise ValueError(
             f"{file} does not say which model the adapter changes: base_model_name_or_path is missing. Write "
@@ -291,7 +302,8 @@ def _check_links(folder: Path, coming: Collection[str]) -> None:
 
 
 def _foreign(names: Collection[str]) -> str:
-    found = next((words for pattern, words in FOREIGN.items() if fnmatch.filter(names, pattern)), None)
+    others = [name for name in names if name not in WEIGHTS and not SHARD.fullmatch(name)]
+    found = next((words for pattern, words in FOREIGN.items() if fnmatch.filter(others, pattern)), None)
     return f" What it has is {found}." if found else ""
 
 

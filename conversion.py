@@ -56,8 +56,8 @@ STATE = ("revision", "published", "base", "adapter", "dequantized_from")
 
 # It guards what libraries have at module level, hence it stands here too: while they trace a model, exporters
 # exchange functions of PyTorch for all threads, and Optimum is not complete for one thread while another one
-# imports it. Nor would two conversions leave each other the memory that each was told is free. Downloads of
-# one thread go on during the conversion of another one.
+# imports it. Nor would two conversions leave each other the memory that each was told is free. Downloads
+# are not guarded.
 _CONVERTING = threading.Lock()
 
 

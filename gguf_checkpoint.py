@@ -41,11 +41,20 @@ def convert_gguf(gguf_path: Path, folder: Path) -> None:
     tokenizer = tokenizer_from_gguf(gguf_path)
     with quiet_libraries():
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float16, trust_remote_code=False
+            model, found = AutoModelForCausalLM.from_pretrained(
+                gguf_path.parent,
+                gguf_file=gguf_path.name,
+                dtype=torch.float16,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
         except (ValueError, KeyError, NotImplementedError) as error:
             raise ValueError(f"transformers cannot read {gguf_path}: {error}. {WAY_OUT}") from error
+        if missing := sorted(found["missing_keys"]):  # transformers fills them with random numbers
+            raise ValueError(
+                f"{gguf_path} lacks {len(missing)} of the weights that a {type(model).__name__} has, the "
+                f"first is {missing[0]}. {WAY_OUT}"
+            )
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -56,7 +65,7 @@ def tokenizer_from_gguf(gguf_path: Path) -> "PreTrainedTokenizerFast":
     Known: tokenizer.ggml.model "gpt2" (byte-level BPE) with a tokenizer.ggml.pre of `KINDS`.
 
     Raises:
-        ValueError: another tokenizer model or pre-tokenizer, or no GGUF file.
+        ValueError: another tokenizer model or pre-tokenizer, a part of a model, or no GGUF file.
     """
     from gguf import GGUFReader
     from gguf.constants import TokenType
@@ -71,6 +80,13 @@ def tokenizer_from_gguf(gguf_path: Path) -> "PreTrainedTokenizerFast":
     def value(key: str) -> Any:
         return fields[key].contents() if key in fields else None
 
+    if (parts := value("split.count") or 1) > 1:
+        raise ValueError(
+            f"{gguf_path} is one of {parts} files that hold one model. Join them with llama.cpp's "
+            f"`llama-gguf-split --merge`, and name the whole. {WAY_OUT}"
+        )
+    if value("general.architecture") == "clip":
+        raise ValueError(f"{gguf_path} is only what a model sees pictures with. Name the model's own file.")
     kind = (value("tokenizer.ggml.model"), value("tokenizer.ggml.pre"))
     if kind[0] != "gpt2" or kind[1] not in KINDS:
         known = ", ".join(map(repr, KINDS))

@@ -4,6 +4,7 @@ Knows how an adapter is merged, which files must be cleaned, and whom to ask for
 `gguf_checkpoint`). Refuses to know where it came from and what it is converted to.
 """
 
+import itertools
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from checkpoint_files import METADATA_SUFFIXES, WEIGHTS, read_header, weight_fil
 from checkpoint_fit import EMBEDDINGS
 from dequantize import dequantize
 from gguf_checkpoint import convert_gguf
+from json_files import read_json
 from model_source import FoundCheckpoint
 from quiet import quiet_libraries
 from weight_names import check_weight_names
@@ -126,12 +128,15 @@ def merge_adapter(base: Path, adapter: Path, output: Path) -> None:
 
 
 def _embedding_rows(adapter: Path) -> int:
-    """How many tokens an adapter brings an embedding for; 0 where it brings none."""
+    """How many tokens an adapter brings an embedding for, or has trained up to; 0 where it does neither."""
+    trained = read_json(adapter / "adapter_config.json").get("trainable_token_indices") or []
+    ids = itertools.chain(*trained.values()) if isinstance(trained, dict) else trained
     tensors = {}
     for name in weight_files(adapter):
         if name.endswith(".safetensors"):
             tensors |= read_header(adapter / name)
-    return max((tensor.shape[0] for name, tensor in tensors.items() if name.endswith(EMBEDDINGS)), default=0)
+    rows = (tensor.shape[0] for name, tensor in tensors.items() if name.endswith(EMBEDDINGS))
+    return max(0, 0, *rows, *(number + 1 for number in ids))
 
 
 def _copy_metadata(folder: Path, output: Path) -> None:

@@ -149,9 +149,10 @@ def read_tokenizer(folder: str | Path, config: "PretrainedConfig | None" = None)
             f"which is not run. Take a copy of the model that has a {TOKENIZER_FILE}."
         )
     try:
-        labelled = (PreTrainedTokenizerFast if brings_code else AutoTokenizer).from_pretrained(
-            folder, config=config, trust_remote_code=False
-        )
+        if brings_code:
+            labelled = PreTrainedTokenizerFast.from_pretrained(folder)
+        else:
+            labelled = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
     except Exception as error:  # of many kinds, of several libraries
         raise ValueError(
             f"transformers cannot read the tokenizer in {folder}: {error}. Fetch its files again, or take a "

@@ -144,7 +144,7 @@ def test_command_ends_in_a_line_of_words(failing, error, words):
 
 @pytest.mark.parametrize("engine", ["optimum", "genai"])
 def test_devices_are_named_where_there_is_no_such_one(smollm2_folder, monkeypatch, engine):
-    monkeypatch.setattr(conversion, "prepare_model", lambda *arguments: smollm2_folder)
+    monkeypatch.setattr(conversion, "prepare_model", lambda *_, **__: smollm2_folder)
     with pytest.raises(SystemExit, match=r"^Error: This machine has no OpenVINO device 'NPUX'; there is"):
         run(["--engine", engine, "--device", "npux", "--port", str(free_port())])
 
@@ -155,7 +155,7 @@ def test_file_that_is_damaged_is_named(smollm2_folder, monkeypatch, tmp_path, en
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "openvino_model.bin").unlink()
     (tmp_path / "openvino_model.bin").write_bytes(b"cut off")
-    monkeypatch.setattr(conversion, "prepare_model", lambda *arguments: tmp_path)
+    monkeypatch.setattr(conversion, "prepare_model", lambda *_, **__: tmp_path)
     with pytest.raises(SystemExit, match=r"^Error: .*openvino_model.bin has 7 bytes.* convert the model"):
         run(["--engine", engine, "--port", str(free_port())])
 

@@ -275,6 +275,20 @@ def test_a_folder_without_tokenizer_is_named(folder):
     assert "has no tokenizer" in refusal(folder)
 
 
+class RunsCode:
+    def __reduce__(self):
+        return pytest.fail, ("its code was run",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_with_code_in_them_are_refused_without_advice_to_run_it(folder, zipped):
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": RunsCode()}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin .* holds code, which is not run") as caught:
+        stored_weights(folder)
+    assert "weights_only" not in str(caught.value)
+
+
 @pytest.mark.parametrize("inner", ["checkpoint-500", "snapshots/abc"])
 def test_a_model_in_a_folder_of_this_folder_is_named(folder, inner):
     outer = folder.parent / "outer"
@@ -408,6 +422,19 @@ def test_the_base_s_revision_is_part_of_its_name(adapter):
 def test_adapters_of_other_kinds_are_refused_by_name(adapter, kind):
     change(adapter / "adapter_config.json", peft_type=kind)
     assert f"is an adapter of type {kind!r}" in refusal(adapter)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"task_type": "SEQ_CLS"}, "is an adapter for SEQ_CLS"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "repeats layers of its model"),
+    ],
+    ids=str,
+)
+def test_adapters_that_make_no_text_model_or_another_one_are_refused(adapter, changes, words):
+    change(adapter / "adapter_config.json", **changes)
+    assert words in refusal(adapter)
 
 
 def test_an_adapter_without_its_base_is_named(adapter):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -85,8 +86,9 @@ def differences(folder: Path, other: Path) -> list[str]:
     def content(file: Path) -> object:
         if file.name == "conversion.json":
             manifest = json.loads(file.read_text())
-            sizes = manifest.pop("files")
-            return manifest, {name: None if name.endswith(".xml") else sizes[name] for name in sizes}
+            sizes, digests = manifest.pop("files"), manifest.pop("digests")
+            same = {name: (sizes[name], digests.get(name)) for name in sizes if not name.endswith(".xml")}
+            return manifest, same, sizes.keys()
         numbered = rb"(?<=[a-z0-9]_)\d+|(?<=Model)\d+" if file.suffix == ".xml" else rb"(?!)"
         return re.sub(numbered, b"", file.read_bytes())
 
@@ -664,7 +666,8 @@ def test_an_architecture_that_cannot_be_exported_is_named(
     checkpoint = shutil.copytree(tiny_checkpoints["llama"], tmp_path / "checkpoint")
     (checkpoint / "config.json").write_text(json.dumps({"model_type": model_type}))
     monkeypatch.setattr(conversion, "export_fp16", lambda *_: pytest.fail("export was tried"))
-    message = f"{checkpoint} cannot be converted. This is a model of type {model_type!r}"
+    what = f"This is a model of type {model_type!r}" if model_type else "Its config.json has no model_type"
+    message = f"{checkpoint} cannot be converted. {what}"
     with pytest.raises(ValueError, match=re.escape(message)):
         prepare_model(str(checkpoint), "FP16", tmp_path / "models")
     assert visible_names(tmp_path / "models") == []
@@ -756,3 +759,77 @@ def test_a_hub_model_that_cannot_be_converted_is_refused_before_its_weights_are_
     assert small == "done"
     assert "model.safetensors" not in hub.fetched()
     assert "pytorch_model.bin" in hub.fetched()
+
+
+# Refused before any work
+
+
+def no_export(monkeypatch) -> None:
+    monkeypatch.setattr(conversion, "export_fp16", lambda *_: pytest.fail("exported"))
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (None, "has no chat template, so it is probably no chat model"),
+        ({"rag": "x", "tool_use": "y"}, "has no chat template for a plain chat, only rag, tool_use"),
+        ("{% for message in messages %}{{ message }", "is no Jinja that can be read"),
+    ],
+    ids=["none", "others", "broken"],
+)
+def test_for_a_chat_a_model_without_a_template_is_not_converted(tmp_path, monkeypatch, template, words):
+    folder = make_tiny_checkpoint(tmp_path / "checkpoint", "llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    no_export(monkeypatch)
+    with pytest.raises(ValueError, match=words):
+        prepare_model(str(folder), "FP16", tmp_path / "models", for_chat=True)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named_before_the_export(tmp_path, monkeypatch):
+    folder = make_tiny_checkpoint(tmp_path / "checkpoint", "llama")
+    (folder / "tokenizer.json").write_text('{"model": {"type": "Unheard"}}')
+    no_export(monkeypatch)
+    with pytest.raises(ValueError, match=r"tokenizer\.json holds no tokenizer that can be read"):
+        prepare_model(str(folder), "FP16", tmp_path / "models")
+
+
+# Files that transformers would not write
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "mpt"])
+def test_recommended_sampling_without_do_sample_is_kept(tmp_path, family):
+    """Many published generation_config.json are so; transformers reads them and refuses to save them."""
+    folder = make_tiny_checkpoint(tmp_path / "checkpoint", family)
+    recommended = {"eos_token_id": 2, "temperature": 0.6, "top_p": 0.9}
+    (folder / "generation_config.json").write_text(json.dumps(recommended))
+    converted = prepare_model(str(folder), "FP16", tmp_path / "models")
+    written = json.loads((converted / "generation_config.json").read_text())
+    assert recommended.items() <= written.items()
+
+
+def test_a_model_is_converted_while_another_thread_downloads(tiny_checkpoints, tmp_path, monkeypatch):
+    downloading, converting = threading.Event(), threading.Event()
+    slow, quick = (str(tiny_checkpoints[family]) for family in ("gpt_neox", "llama"))
+
+    def fetch(found):
+        if found.name == slow:
+            downloading.set()
+            assert converting.wait(60), "the conversion waited for the download"
+        return found
+
+    def export(folder, output, config):
+        converting.set()
+        raise ValueError("enough seen")
+
+    monkeypatch.setattr(conversion, "export_fp16", export)
+    monkeypatch.setattr(conversion, "fetch_weights", fetch)
+    with ThreadPoolExecutor() as pool:
+        results = [pool.submit(prepare_model, slow, "FP16", tmp_path)]
+        assert downloading.wait(60)
+        results.append(pool.submit(prepare_model, quick, "FP16", tmp_path))
+        for result in results:
+            with pytest.raises(ValueError, match="enough seen"):
+                result.result(120)

@@ -436,7 +436,8 @@ def test_sampling_defaults_are_what_the_generation_config_recommends():
     assert sampling_defaults(given | {"repetition_penalty": 1.1, "bos_token_id": 1}) == expected
     assert sampling_defaults({}) == SamplingParams()
     assert (
-        sampling_defaults({"top_k": -1, "repetition_penalty": 0.9, "temperature": None}) == SamplingParams()
+        sampling_defaults({"top_p": "0.9", "top_k": -1, "repetition_penalty": 0.9, "temperature": None})
+        == SamplingParams()
     )
 
 

@@ -7,13 +7,27 @@ from pathlib import Path
 
 import gguf
 import pytest
-from gguf.constants import TokenType
+import torch
+from gguf.constants import GGMLQuantizationType, TokenType
 from make_pre_tokenizer_reference import write_gguf as write_vocabulary
-from transformers import AutoConfig, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
-from config import DEFAULT_MODEL
-from gguf_checkpoint import KINDS, tokenizer_from_gguf
+from chat import ChatModel
+from config import DEFAULT_MODEL, get_model_config
+from conftest import EXACT
+from conversion import load_model, prepare_model
+from gguf_checkpoint import KINDS, convert_gguf, tokenizer_from_gguf
 from model_source import fetch_checkpoint
+from sampling import SamplingParams
 
 REFERENCE = json.loads(
     (Path(__file__).parent / "data/smollm2_token_reference.json").read_text(encoding="utf-8")
@@ -134,3 +148,136 @@ def test_the_default_checkpoint_says_what_its_gguf_file_says(tokenizer, checkpoi
     config = AutoConfig.from_pretrained(checkpoint)
     assert config.max_position_embeddings == metadata["llama.context_length"]
     assert config.rope_parameters["rope_theta"] == metadata["llama.rope.freq_base"]
+
+
+# Other models than the bundled one, from a file to an answer
+
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+QUANTIZED = {"smollm": GGMLQuantizationType.Q4_1, "llama-bpe": GGMLQuantizationType.Q8_0}
+
+
+def make_model(kind: str) -> PreTrainedModel:
+    """A tiny random model as those that come with a kind of tokenizer are: Llama 3, SmolLM (tied), Qwen 2."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": len(OTHERS["tokens"]),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": kind == "smollm",
+    }
+    model = (
+        Qwen2ForCausalLM(Qwen2Config(**sizes)) if kind == "qwen2" else LlamaForCausalLM(LlamaConfig(**sizes))
+    )
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight)
+    return model.half()
+
+
+def write_model(path: Path, kind: str, leave: str = "nothing") -> dict[str, torch.Tensor]:
+    """Write such a model as llama.cpp's converter does; returns its numbers by transformers' names.
+
+    llama.cpp keeps the rows of Llama's queries and keys in another order, for its own rotary embedding.
+    """
+    architecture = "qwen2" if kind == "qwen2" else "llama"
+    model = make_model(kind)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(512)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(128)
+    writer.add_block_count(2)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(OTHERS["tokens"]))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(kind)
+    writer.add_token_list(OTHERS["tokens"])
+    writer.add_token_merges(OTHERS["merges"])
+    control = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    writer.add_token_types(
+        [TokenType.CONTROL if token in control else TokenType.NORMAL for token in OTHERS["tokens"]]
+    )
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(OTHERS["tokens"].index("<|im_end|>"))
+    writer.add_chat_template(TEMPLATE)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], 2)
+    meant = {}
+    for name, weight in model.state_dict().items():
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if stored == leave or (name == "lm_head.weight" and kind == "smollm"):
+            continue
+        numbers = weight.float().numpy()
+        heads = {"q_proj": 4, "k_proj": 2}.get(name.split(".")[-2], 0) if architecture == "llama" else 0
+        if heads:
+            numbers = numbers.reshape(heads, 2, -1, 64).swapaxes(1, 2).reshape(numbers.shape)
+        type_ = QUANTIZED.get(kind) if numbers.ndim == 2 else None
+        raw = gguf.quantize(numbers, type_) if type_ is not None else numbers
+        writer.add_tensor(stored, raw, raw_dtype=type_)
+        meaning = gguf.dequantize(raw, type_) if type_ is not None else numbers
+        if heads:
+            meaning = meaning.reshape(heads, -1, 2, 64).swapaxes(1, 2).reshape(meaning.shape)
+        meant[name] = torch.from_numpy(meaning.copy()).half()
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return meant
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_what_gguf_itself_makes_of_them(tmp_path, kind):
+    meant = write_model(tmp_path / "model.gguf", kind)
+    convert_gguf(tmp_path / "model.gguf", tmp_path / "checkpoint")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint", dtype=torch.float16).state_dict()
+    assert found.keys() - {"lm_head.weight"} == meant.keys() - {"lm_head.weight"}
+    for name, weight in meant.items():
+        assert torch.equal(found[name], weight), name
+    if kind == "smollm":
+        assert torch.equal(found["lm_head.weight"], meant["model.embed_tokens.weight"])
+
+
+def test_a_file_that_lacks_weights_is_refused(tmp_path):
+    write_model(tmp_path / "model.gguf", "qwen2", leave="blk.1.ffn_up.weight")
+    with pytest.raises(ValueError, match=r"lacks 1 of the weights .*model\.layers\.1\.mlp\.up_proj\.weight"):
+        convert_gguf(tmp_path / "model.gguf", tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"split.count": 3}, "one of 3 files that hold one model"),
+        ({"general.architecture": "clip"}, "only what a model sees pictures with"),
+    ],
+)
+def test_a_part_of_a_model_is_refused(tmp_path, metadata, words):
+    with pytest.raises(ValueError, match=words):
+        tokenizer_from_gguf(write_gguf(tmp_path / "model.gguf", metadata))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gguf_file_becomes_a_chat(tmp_path, kind):
+    meant = write_model(tmp_path / "model.gguf", kind)
+    folder = prepare_model(str(tmp_path / "model.gguf"), "FP16", tmp_path / "models", for_chat=True)
+    model, tokenizer = load_model(folder, ov_config=EXACT)
+    reference = make_model(kind)
+    reference.load_state_dict(meant, strict=False)
+    reference.tie_weights()
+    messages = [{"role": "user", "content": "Who are you?"}]
+    chat = ChatModel(model, tokenizer, get_model_config(str(tmp_path / "model.gguf")))
+    ids = torch.tensor([chat.encode(messages)])
+    assert ids[0].tolist() == tokenizer.encode("<|im_start|>Who are you?<|im_end|><|im_start|>")
+    with torch.inference_mode():
+        torch.testing.assert_close(model(ids).logits, reference.float()(ids).logits, atol=2e-3, rtol=0)
+    assert chat.generate(messages, SamplingParams(temperature=0, max_new_tokens=8))

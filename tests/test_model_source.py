@@ -347,7 +347,7 @@ def test_an_adapter_s_base_is_found_and_fetched_with_it(hub, home):
 
 
 READY = {
-    "openvino_model.xml": b"<net/>",
+    "openvino_model.xml": b"<net></net>",
     "openvino_model.bin": b"weights" * 100,
     "openvino_tokenizer.xml": b"<net/>",
     "openvino_tokenizer.bin": b"tokens",

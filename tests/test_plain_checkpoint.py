@@ -131,6 +131,29 @@ def test_an_adapter_s_new_tokens_come_with_their_rows(tiny_checkpoints, tmp_path
     assert merged.get_input_embeddings().num_embeddings == len(tokenizer)
 
 
+def test_tokens_that_an_adapter_alone_has_trained_come_with_their_rows(tiny_checkpoints, tmp_path):
+    base = tiny_checkpoints["llama"]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|new|>"]})
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(len(tokenizer))
+    new = {"embed_tokens": [len(tokenizer) - 1]}
+    settings = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], trainable_token_indices=new)
+    get_peft_model(model, settings).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    with plain_checkpoint(find_checkpoint(str(tmp_path / "adapter")), tmp_path) as folder:
+        merged = AutoModelForCausalLM.from_pretrained(folder)
+    assert merged.get_input_embeddings().num_embeddings == len(tokenizer)
+
+
+def test_a_base_whose_generation_config_transformers_would_not_save_is_merged(tiny_checkpoints, tmp_path):
+    base = shutil.copytree(tiny_checkpoints["llama"], tmp_path / "base")
+    (base / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "eos_token_id": 2}))
+    adapter = make_adapter(base, tmp_path / "adapter")
+    with plain_checkpoint(find_checkpoint(str(adapter)), tmp_path) as folder:
+        assert json.loads((folder / "generation_config.json").read_text())["temperature"] == 0.6
+
+
 def test_an_adapter_of_another_model_is_refused_in_words(tiny_checkpoints, tmp_path):
     adapter = make_adapter(tiny_checkpoints["llama"], tmp_path / "adapter")
     change(adapter / "adapter_config.json", base_model_name_or_path=str(tiny_checkpoints["gpt_neox"]))

@@ -89,6 +89,25 @@ def test_a_rightly_labelled_tokenizer_is_that_of_its_class(tiny_checkpoints, fam
     assert differences(open_tokenizer(folder), read_tokenizer(folder)) == []
 
 
+def test_a_tokenizer_s_own_code_is_not_run_and_not_needed_beside_a_tokenizer_json(tmp_path):
+    make_tokenizer(PROMPT_FORMATS["chatml"]).save_pretrained(tmp_path)
+    label(tmp_path, "OwnTokenizer", auto_map={"AutoTokenizer": ["own.OwnTokenizer", None]})
+    (tmp_path / "own.py").write_text("raise SystemExit")
+    assert differences(open_tokenizer(tmp_path), read_tokenizer(tmp_path, LLAMA)) == []
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"needs code that it brings along .* which is not run"):
+        read_tokenizer(tmp_path, LLAMA)
+
+
+def test_what_no_library_can_read_is_named(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"garbage")
+    label_file = tmp_path / "tokenizer_config.json"
+    label_file.write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    with pytest.raises(ValueError, match=f"cannot read the tokenizer in {tmp_path}"):
+        read_tokenizer(tmp_path, LLAMA)
+
+
 def test_what_transformers_cannot_read_is_refused(mislabelled, monkeypatch):
     wrong = [Difference("a", [1], [2])]
     monkeypatch.setattr(tokenizer_check, "differences", lambda *_: wrong)
