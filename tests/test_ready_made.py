@@ -17,8 +17,8 @@ from tokenizer_check import TOKENIZER_IR, folder_differences
 @pytest.fixture(autouse=True)
 def no_conversion(converted, monkeypatch) -> None:
     """What the tests start from is made; from now on nothing is converted."""
-    for precision in ("INT4", "INT8"):
-        converted("llama", precision)
+    for family, precision in (("llama", "INT4"), ("llama", "INT8"), ("gpt_neox", "INT8")):
+        converted(family, precision)
     for step in ("export_fp16", "compress_weights"):
         monkeypatch.setattr(conversion, step, lambda *_, **__: pytest.fail("converted again"))
 
