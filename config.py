@@ -131,7 +131,7 @@ SUPPORTED_MODELS: dict[str, ModelConfig] = {
         "TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1_100_000_000, 2048, "apache-2.0"
     ),
     "llama-3.2-1b-instruct": ModelConfig(
-        "meta-llama/Llama-3.2-1B-Instruct", 1_240_000_000, 131072, "llama3.2", True
+        "meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400, 131072, "llama3.2", True
     ),
     "olmo-2-1b-instruct": ModelConfig(
         "allenai/OLMo-2-0425-1B-Instruct", 1_484_916_736, 4096, "apache-2.0", sampling=CAREFUL_SAMPLING
