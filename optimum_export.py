@@ -76,9 +76,9 @@ def export_checkpoint(checkpoint_folder: Path, output: Path) -> None:
     from optimum.exporters.openvino import main_export
     from transformers import AutoConfig, GenerationConfig
 
-    check_weight_names(checkpoint_folder)
-    stored = stored_dtype(checkpoint_folder)
     config = AutoConfig.from_pretrained(checkpoint_folder, trust_remote_code=False)
+    check_weight_names(checkpoint_folder, config)
+    stored = stored_dtype(checkpoint_folder)
     main_export(
         str(checkpoint_folder),
         output=output,

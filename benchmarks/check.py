@@ -7,6 +7,14 @@ import json
 import sys
 from pathlib import Path
 
+from machine import processor
+
+
+def save(file: Path, ratios: dict[str, dict[str, float]]) -> None:
+    """Write what `slower` compares: by name, a ratio and its spread."""
+    result = {"processor": processor().name, "ratios": ratios}
+    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
 
 def slower(old: dict, new: dict) -> list[str]:
     """The ratios that grew by more than both runs' spread, in words.

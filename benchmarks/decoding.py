@@ -21,6 +21,7 @@ import telemetry
 
 telemetry.turn_off()
 
+from benchmarks import check
 from benchmarks.resident import resident
 from config import DEFAULT_MODEL
 from conversion import prepare_model
@@ -144,8 +145,7 @@ def save(file: Path, contestants: list[Contestant]) -> None:
             low, _, high = statistics.quantiles(values, n=4)  # one round of many may be far off
             spread = (high - low) / middle
             ratios[f"{one.title}: {what}"] = {"ratio": middle, "spread": spread}
-    result = {"processor": processor().name, "ratios": ratios}
-    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    check.save(file, ratios)
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ Usage: python -m benchmarks.start [--rounds 5] [--save FILE]
 """
 
 import argparse
-import json
 import os
 import socket
 import statistics
@@ -24,6 +23,7 @@ telemetry.turn_off()
 
 import httpx
 
+from benchmarks import check
 from config import DEFAULT_MODEL
 from conversion import prepare_model
 from machine import processor
@@ -143,9 +143,7 @@ def main() -> None:
         for moment, width in zip(moments, spread, strict=True):
             ratios[f"{title}: {moment}"] = {"ratio": moments[moment] / base, "spread": width}
     if options.save:
-        options.save.write_text(
-            json.dumps({"processor": processor().name, "ratios": ratios}, indent=2) + "\n", encoding="utf-8"
-        )
+        check.save(options.save, ratios)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from conversion import load_model, prepare_model
 from gguf_checkpoint import KINDS, convert_gguf, tokenizer_from_gguf
 from model_source import fetch_checkpoint
 from sampling import SamplingParams
+from tiny_architectures import TWO_LAYERS
 
 REFERENCE = json.loads(
     (Path(__file__).parent / "data/smollm2_token_reference.json").read_text(encoding="utf-8")
@@ -163,17 +164,7 @@ QUANTIZED = {"smollm": GGMLQuantizationType.Q4_1, "llama-bpe": GGMLQuantizationT
 def make_model(kind: str) -> PreTrainedModel:
     """A tiny random model as those that come with a kind of tokenizer are: Llama 3, SmolLM (tied), Qwen 2."""
     torch.manual_seed(0)
-    sizes = {
-        "vocab_size": len(OTHERS["tokens"]),
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.2,
-        "tie_word_embeddings": kind == "smollm",
-    }
+    sizes = TWO_LAYERS | {"vocab_size": len(OTHERS["tokens"]), "tie_word_embeddings": kind == "smollm"}
     model = (
         Qwen2ForCausalLM(Qwen2Config(**sizes)) if kind == "qwen2" else LlamaForCausalLM(LlamaConfig(**sizes))
     )
