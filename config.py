@@ -5,6 +5,7 @@ nothing is imported from the other modules, and no file is opened here.
 """
 
 import difflib
+import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -290,3 +291,8 @@ def get_model_config(model: str) -> ModelConfig:
         "A Hugging Face Hub id (owner/name or owner/name@revision) or the path of an existing checkpoint "
         "folder works too."
     )
+
+
+def models_dir() -> Path:
+    """The folder that programs keep converted models in: LLM_CHATBOT_MODELS_DIR, or else models/ here."""
+    return Path(os.environ.get("LLM_CHATBOT_MODELS_DIR") or "models").expanduser()

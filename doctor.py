@@ -21,6 +21,7 @@ from pathlib import Path
 if sys.version_info < (3, 11):  # noqa: UP036 (an older one cannot read the rest)
     sys.exit(f"Python 3.11 or newer is needed, this is {platform.python_version()}: make PYTHON=python3.11")
 
+from config import models_dir
 from forecast import LEGEND, Outlook, Room, advise, forecast, gigabytes, model_table
 from machine import WEIGHT_BYTES, DecodingSpeed, decoding_speed, memory_bandwidth, processor
 
@@ -54,7 +55,7 @@ class Report:
 def examine() -> Report:
     """Look at everything; takes about ten seconds, most of it for measuring how fast this machine decodes."""
     libraries = look_at_libraries()
-    models = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR") or "models").expanduser()
+    models = models_dir()
     room, *of_room = look_at_room(models, downloads_folder())
     speeds, of_speeds = look_at_speed(room.memory)
     findings = [

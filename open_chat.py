@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import DEFAULT_MODEL, get_model_config
+from config import DEFAULT_MODEL, get_model_config, models_dir
 from sampling import OPTIONS, SamplingParams
 
 if TYPE_CHECKING:
@@ -85,9 +85,8 @@ def open_chat(
         )
     given = {name: getattr(options, name) for name in OPTIONS if getattr(options, name, None) is not None}
     SamplingParams(**given)  # a bad value is told before any work
-    models_dir = Path(os.environ.get("LLM_CHATBOT_MODELS_DIR") or "models").expanduser()
     folder = conversion.prepare_model(
-        options.model, options.precision, models_dir, options.checkpoint, for_chat=True
+        options.model, options.precision, models_dir(), options.checkpoint, for_chat=True
     )
     precision = precision_of(folder)  # its own, where it was converted by others
     chat = chat_on_folder(

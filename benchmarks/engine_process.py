@@ -15,7 +15,6 @@ Usage: python -m benchmarks.engine_process [--rounds 10]
 
 import argparse
 import itertools
-import os
 import random
 import statistics
 import threading
@@ -29,7 +28,7 @@ import telemetry
 telemetry.turn_off()
 
 import genai_worker
-from config import DEFAULT_MODEL
+from config import DEFAULT_MODEL, models_dir
 from conversion import prepare_model
 from genai_engine import CACHE_GIGABYTES, GenAIEngine, generation_options
 from genai_process import Request, Settings
@@ -181,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     rounds = parser.parse_args().rounds
-    folder = prepare_model(DEFAULT_MODEL, "INT8", os.environ.get("LLM_CHATBOT_MODELS_DIR") or "models")
+    folder = prepare_model(DEFAULT_MODEL, "INT8", models_dir())
     settings = Settings(str(folder), "CPU", {}, CACHE_GIGABYTES)
     engine = GenAIEngine(folder)
     runs = {

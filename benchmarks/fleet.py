@@ -439,17 +439,16 @@ def measure(threads: int | None = None) -> Times:
     Args:
         threads: how many it has; None takes as many as there are cores.
     """
-    import os
     from concurrent.futures import ThreadPoolExecutor
     from time import perf_counter
 
-    from config import DEFAULT_MODEL
+    from config import DEFAULT_MODEL, models_dir
     from conversion import prepare_model
     from genai_engine import GenAIEngine
     from machine import processor
     from sampling import SamplingParams
 
-    folder = prepare_model(DEFAULT_MODEL, models_dir=os.environ.get("LLM_CHATBOT_MODELS_DIR") or "models")
+    folder = prepare_model(DEFAULT_MODEL, models_dir=models_dir())
     engine = GenAIEngine(folder, ov_config={"INFERENCE_NUM_THREADS": str(threads)} if threads else None)
     chance = random.Random(0)
 

@@ -36,7 +36,7 @@ telemetry.turn_off()
 
 from benchmarks import fleet
 from chat import Chat, ReplyStats
-from config import DEFAULT_MODEL
+from config import DEFAULT_MODEL, models_dir
 from conversion import prepare_model
 from open_chat import chat_on_folder
 from sampling import SamplingParams
@@ -152,8 +152,7 @@ def compare(old: Chat, new: Chat, names: tuple[str, str], rounds: int) -> None:
 
 def measure_endpoint(options: argparse.Namespace) -> None:
     """The endpoint against the chat in this process."""
-    models = os.environ.get("LLM_CHATBOT_MODELS_DIR") or "models"
-    folder = prepare_model(DEFAULT_MODEL, models_dir=models)
+    folder = prepare_model(DEFAULT_MODEL, models_dir=models_dir())
     with (
         closing(chat_on_folder(folder, DEFAULT_MODEL, engine="genai")) as here,
         server(*endpoint()) as (there, _),

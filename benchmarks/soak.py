@@ -13,7 +13,6 @@ Usage: python -m benchmarks.soak [--engine optimum|genai] [--requests 500] [--re
 
 import argparse
 import gc
-import os
 import random
 import sys
 import time
@@ -143,11 +142,10 @@ def main() -> None:
     # Not at the top: the clients' process imports this module and needs none of them.
     import conversion
     from chat_ui import build_ui, launch_ui
-    from config import DEFAULT_MODEL
+    from config import DEFAULT_MODEL, models_dir
     from open_chat import chat_on_folder
 
-    models_dir = os.environ.get("LLM_CHATBOT_MODELS_DIR") or "models"
-    folder = conversion.prepare_model(DEFAULT_MODEL, "INT8", models_dir)
+    folder = conversion.prepare_model(DEFAULT_MODEL, "INT8", models_dir())
     chat = chat_on_folder(folder, DEFAULT_MODEL, engine=options.engine)
     ui = build_ui(chat)
     address = launch_ui(ui)

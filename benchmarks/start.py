@@ -8,7 +8,6 @@ Usage: python -m benchmarks.start [--rounds 5] [--save FILE]
 """
 
 import argparse
-import os
 import socket
 import statistics
 import subprocess
@@ -24,7 +23,7 @@ telemetry.turn_off()
 import httpx
 
 from benchmarks import check
-from config import DEFAULT_MODEL
+from config import DEFAULT_MODEL, models_dir
 from conversion import prepare_model
 from machine import processor
 
@@ -103,8 +102,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--save", type=Path, help="a JSON file for the ratios")
     options = parser.parse_args()
-    models_dir = os.environ.get("LLM_CHATBOT_MODELS_DIR") or "models"
-    folder = prepare_model(DEFAULT_MODEL, "INT8", models_dir)
+    folder = prepare_model(DEFAULT_MODEL, "INT8", models_dir())
     load = f"import openvino_genai; openvino_genai.LLMPipeline({str(folder)!r}, 'CPU')"
     contestants = {
         "import gradio": lambda: seconds([sys.executable, "-c", "import gradio"]),

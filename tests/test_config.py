@@ -15,6 +15,7 @@ from config import (
     SUPPORTED_MODELS,
     ModelConfig,
     get_model_config,
+    models_dir,
 )
 from sampling import SamplingParams
 
@@ -316,3 +317,10 @@ def test_code_of_a_checkpoint_is_never_trusted():
     ]
     assert len(files) > 10
     assert trusting == []
+
+
+def test_models_are_kept_where_the_environment_says_and_an_empty_variable_says_nothing(monkeypatch):
+    monkeypatch.setenv("LLM_CHATBOT_MODELS_DIR", "~/my-models")
+    assert models_dir() == Path.home() / "my-models"
+    monkeypatch.setenv("LLM_CHATBOT_MODELS_DIR", "")
+    assert models_dir() == Path("models")
