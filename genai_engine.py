@@ -25,7 +25,7 @@ import genai_process
 from engine import TokenStream
 from genai_process import Failure, News, Process, Settings
 from json_files import read_json_if_there
-from model_folder import check_folder, model_limits, sampling_defaults
+from model_folder import check_folder, model_limits, sampling_defaults, vocabulary_size
 from sampling import SamplingParams
 
 CACHE_GIGABYTES = 2
@@ -68,7 +68,7 @@ class GenAIEngine:
         generation = read_json_if_there(folder / "generation_config.json")
         limit, self.end_ids = model_limits(settings, generation)
         self.defaults = sampling_defaults(generation)
-        self._vocabulary = (settings.get("text_config") or settings).get("vocab_size", math.inf)
+        self._vocabulary = vocabulary_size(settings) or math.inf
         self._numbers = itertools.count(1)
         self._desk = _Desk(Settings(str(folder), device, ov_config or {}, CACHE_GIGABYTES), self.max_requests)
         self.cache_tokens = self._desk.cache_tokens

@@ -12,6 +12,8 @@ import openvino
 import openvino_genai
 from openvino import opset13 as ops
 
+MOST_SCHEMAS = 64  # that are kept compiled; one takes up to 4 MB, and a tenth of a second to compile again
+
 
 class SchemaCheck:
     """A function of a JSON schema, which raises an error for one that cannot be followed.
@@ -19,13 +21,21 @@ class SchemaCheck:
     OpenVINO GenAI reads a schema only where it draws a token. So one is drawn here, from a model that
     computes nothing.
 
+    What it compiles, it keeps for ever, with the tokenizer and for one size of the vocabulary. So the size
+    here is that of the pipeline: else each would drop what the other has compiled. And after `MOST_SCHEMAS` a
+    token is drawn with another size, so that all of them go; requests that are running keep theirs.
+
     Args:
         tokenizer: the one that the pipeline uses.
+        vocabulary: how many tokens the model tells apart; None: as many as the tokenizer has.
     """
 
-    def __init__(self, tokenizer: "openvino_genai.Tokenizer"):
+    def __init__(self, tokenizer: "openvino_genai.Tokenizer", vocabulary: int | None):
         self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
         self._pipeline: openvino_genai.LLMPipeline | None = None
+        self._other_size: openvino_genai.LLMPipeline | None = None
+        self._compiled: set[str] = set()
 
     def __call__(self, schema: str) -> None:
         """Try a schema.
@@ -40,19 +50,30 @@ class SchemaCheck:
                 raise ValueError(
                     "No JSON schema can be followed: the model's folder has no tokenizer for OpenVINO GenAI."
                 ) from error
-            self._pipeline = empty_pipeline(self._tokenizer, max(vocabulary.values()) + 1)
-        config = openvino_genai.GenerationConfig(
-            max_new_tokens=1,
-            structured_output_config=openvino_genai.StructuredOutputConfig(json_schema=schema),
-        )
+            size = self._vocabulary or max(vocabulary.values()) + 1
+            self._pipeline = empty_pipeline(self._tokenizer, size)
+            self._other_size = empty_pipeline(self._tokenizer, size + 1)
+        if len(self._compiled) >= MOST_SCHEMAS and schema not in self._compiled:
+            draw(self._other_size, "{}")
+            self._compiled.clear()
+        self._compiled.add(schema)
         try:
-            token = self._pipeline.generate(openvino.Tensor(np.array([[1]])), config).tokens[0][0]
+            token = draw(self._pipeline, schema)
         except RuntimeError as error:
             # "[time] path/of/the/source.cc:line: reason"
             reason = str(error).rpartition(".cc:")[2].partition(": ")[2].strip() or str(error)
             raise ValueError(f"This JSON schema cannot be followed: {reason}") from error
         if token == 0:  # the pipeline takes it as well where it may choose none
             raise ValueError("This JSON schema cannot be followed: none of the model's tokens begins it.")
+
+
+def draw(pipeline: "openvino_genai.LLMPipeline", schema: str) -> int:
+    """The first token of a reply that satisfies a schema."""
+    config = openvino_genai.GenerationConfig(
+        max_new_tokens=1,
+        structured_output_config=openvino_genai.StructuredOutputConfig(json_schema=schema),
+    )
+    return pipeline.generate(openvino.Tensor(np.array([[1]])), config).tokens[0][0]
 
 
 def empty_pipeline(tokenizer: "openvino_genai.Tokenizer", size: int) -> "openvino_genai.LLMPipeline":

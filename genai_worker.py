@@ -21,6 +21,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genai_process import Failure, LogProbability, News, Ready, Request, Settings
@@ -234,7 +235,8 @@ def load(settings: Settings) -> tuple[Batch, Ready]:
     import openvino_genai
 
     from genai_schema import SchemaCheck
-    from model_folder import check_device
+    from json_files import read_json_if_there
+    from model_folder import check_device, vocabulary_size
     from tuning import fastest_properties
 
     check_device(settings.device)
@@ -246,7 +248,8 @@ def load(settings: Settings) -> tuple[Batch, Ready]:
     pipeline = openvino_genai.ContinuousBatchingPipeline(
         settings.folder, scheduler, settings.device, properties
     )
-    check = SchemaCheck(pipeline.get_tokenizer())
+    vocabulary = vocabulary_size(read_json_if_there(Path(settings.folder) / "config.json"))
+    check = SchemaCheck(pipeline.get_tokenizer(), vocabulary)
     block = 16 if "GPU" in settings.device else 32
     first = Batch(pipeline, PrefixLedger(block, 0), check)
     if refusal := first.add(Request(0, array("q", [0]), {"ignore_eos": True, "max_new_tokens": 1})):

@@ -268,6 +268,15 @@ def model_limits(settings: dict, generation: dict) -> tuple[int | None, frozense
     return context, frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
 
 
+def vocabulary_size(settings: dict) -> int | None:
+    """How many tokens a model tells apart, if it says so: often more than its tokenizer has.
+
+    Args:
+        settings: the content of config.json.
+    """
+    return (settings.get("text_config") or settings).get("vocab_size")
+
+
 def sampling_defaults(generation: dict[str, Any]) -> SamplingParams:
     """What generation_config.json recommends, as far as it is an option here and a number in its range."""
     given = {}

@@ -60,9 +60,10 @@ class Engine:
         options: of `open_chat.add_model_options`. The folder is prepared where the replica runs; replicas on
             one machine wait for the first of them.
         replicas: how many there may be, for the description.
+        hung_after: seconds of silence, with work to do, after which it is not healthy.
     """
 
-    def __init__(self, options: argparse.Namespace, replicas: int):
+    def __init__(self, options: argparse.Namespace, replicas: int, hung_after: float):
         telemetry.turn_off()
         # Ray sets OMP_NUM_THREADS only, and otherwise OpenVINO takes all cores for each replica.
         cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
@@ -70,6 +71,7 @@ class Engine:
         self._chat = open_chat(options, ov_config={"INFERENCE_NUM_THREADS": threads})
         self._places = Places(self._chat.max_requests)
         self._replicas = replicas
+        self._hung_after = hung_after
 
     async def about(self) -> About:
         """What an ingress has to know of the chat."""
@@ -108,7 +110,7 @@ class Engine:
             RuntimeError: the engine hangs.
         """
         silent = self._chat.engine.result().silent
-        if silent > HUNG_AFTER:
+        if silent > self._hung_after:
             raise RuntimeError(f"The engine has been silent for {silent:.0f} seconds, with work to do.")
 
     def __del__(self):
@@ -301,4 +303,4 @@ def application(
         max_ongoing_requests=10_000,  # engines are what is short
         graceful_shutdown_timeout_s=DRAIN,
     )
-    return ingress.bind(engines.bind(options, most), name, options)
+    return ingress.bind(engines.bind(options, most, HUNG_AFTER), name, options)

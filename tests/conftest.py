@@ -1,6 +1,7 @@
 """Fixtures shared by the tests. The default model is fetched once and converted once, into `models/`."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,11 @@ def smollm2_genai_chat(smollm2_folder, smollm2) -> ChatModel:
 
     engine = GenAIEngine(smollm2_folder, ov_config=EXACT)
     return ChatModel(engine, smollm2[1], SUPPORTED_MODELS[DEFAULT_MODEL])
+
+
+@pytest.fixture(scope="session")
+def ray_is_there() -> None:
+    """Skips where Ray is not installed, which it is for the whole suite."""
+    if find_spec("ray") is None:
+        reason = "needs Ray Serve: python -m pip install -r requirements-cluster.txt -c constraints.txt"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)

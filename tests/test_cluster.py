@@ -1,42 +1,25 @@
 """The command for clusters, and what clients see of two replicas on this machine, one of which is killed."""
 
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
-from importlib.util import find_spec
-from pathlib import Path
+from contextlib import closing
 from types import SimpleNamespace
 
 import httpx
 import openai
-import psutil
 import pytest
 
-from conftest import MODELS_DIR
-from fakes import free_port
+from ray_cluster import DEADLINE, GREEDY, HEADERS, KEY, ended, engines, question, started
 from sampling import SamplingParams
 from serving import cluster
 from serving.client import RemoteChatModel
 from serving.schema import ChatRequest
-
-KEY = "a secret"
-NAME = "smollm2-135m-instruct"
-HEADERS = {"Authorization": f"Bearer {KEY}"}
-GREEDY = {"model": NAME, "temperature": 0, "max_tokens": 24}
-ENGINE = "ray::ServeReplica:chat:Engine"  # how Ray calls the process
-DEADLINE = 180  # seconds after which a test gives up; Ray is slow on a busy machine
-
-
-def question(text: str) -> list[dict]:
-    return [{"role": "user", "content": text}]
 
 
 def request(*contents: str, system: str | None = None) -> ChatRequest:
@@ -125,51 +108,6 @@ def test_other_conversations_have_other_names(other):
 
 
 @pytest.fixture(scope="module")
-def ray_is_there():
-    if find_spec("ray") is None:
-        reason = "needs Ray Serve: python -m pip install -r requirements-cluster.txt -c constraints.txt"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-
-
-def started(*words: str) -> subprocess.Popen:
-    """The command on the default model; when it returns, the cluster is loading.
-
-    On a busy machine Ray gives up after 15 seconds of starting; then it is told to once more.
-    """
-    for _ in range(3):
-        process = begun(*words)
-        if line := process.stdout.readline():
-            process.address = re.search(r"http://\S+", line)[0]
-            return process
-        process.wait(DEADLINE)
-    pytest.fail("The command ended before it loaded a model, three times.")
-
-
-def begun(*words: str) -> subprocess.Popen:
-    """The command, as a process."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "serving.cluster", "--port", str(free_port()), "--api-key", KEY, *words],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parent.parent,
-        env=os.environ | {"LLM_CHATBOT_MODELS_DIR": str(MODELS_DIR)},
-    )
-
-
-def ended(process: subprocess.Popen) -> None:
-    """End the command, and whatever of its Ray is left."""
-    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.terminate()
-    try:
-        process.wait(DEADLINE)
-    finally:
-        for child in [process, *family]:
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
-        process.wait()
-
-
-@pytest.fixture(scope="module")
 def two(ray_is_there, smollm2_folder) -> Iterator[subprocess.Popen]:
     process = started("--replicas", "2")
     try:
@@ -183,12 +121,6 @@ def two(ray_is_there, smollm2_folder) -> Iterator[subprocess.Popen]:
 def client(two):
     with openai.OpenAI(base_url=two.address, api_key=KEY, max_retries=0, timeout=DEADLINE) as client:
         yield client
-
-
-def engines(process: subprocess.Popen) -> list[psutil.Process]:
-    """The engines' replicas among the command's processes."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in family if ENGINE in " ".join(child.cmdline())]
 
 
 def last_event(process: subprocess.Popen, text: str, begun: threading.Barrier | None) -> str:
@@ -325,10 +257,11 @@ def test_being_told_to_end_lets_answers_finish(ray_is_there, smollm2_folder):
 def test_a_hung_engine_is_not_healthy(ray_is_there, silent, hangs):
     import asyncio
 
-    from serving.replicas import Engine
+    from serving import replicas
 
-    replica = Engine.__new__(Engine)
+    replica = replicas.Engine.__new__(replicas.Engine)
     made = SimpleNamespace(silent=silent)
+    replica._hung_after = replicas.HUNG_AFTER
     replica._chat = SimpleNamespace(engine=SimpleNamespace(result=lambda: made), close=lambda: None)
     if hangs:
         with pytest.raises(RuntimeError, match="silent"):
