@@ -30,12 +30,14 @@ SHAPES = {  # and how the Hub stores their weights
         ),
         "safetensors",
     ),
-    "tiny": (  # where the model is not what is measured
+    "tiny": (  # where the model is not what is measured; but its KV cache fills as fast as that of a real one
         LlamaConfig(
             hidden_size=64,
             intermediate_size=128,
             num_hidden_layers=2,
-            num_attention_heads=4,
+            num_attention_heads=16,
+            num_key_value_heads=16,
+            head_dim=128,
             vocab_size=49152,  # the tokenizer's
             max_position_embeddings=8192,
             bos_token_id=1,

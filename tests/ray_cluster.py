@@ -18,6 +18,7 @@ from fakes import free_port
 
 KEY = "a secret"
 NAME = "smollm2-135m-instruct"
+TOKEN = "f" * 64  # Ray's own, in place of the one in the home folder
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 GREEDY = {"model": NAME, "temperature": 0, "max_tokens": 24}
 ENGINE = "ray::ServeReplica:chat:Engine"  # how Ray calls the process
@@ -49,7 +50,8 @@ def begun(command: tuple[str, ...], *words: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         text=True,
         cwd=PROJECT,
-        env=os.environ | {"LLM_CHATBOT_MODELS_DIR": str(MODELS_DIR), "PYTHONPATH": str(PROJECT)},
+        env=os.environ
+        | {"LLM_CHATBOT_MODELS_DIR": str(MODELS_DIR), "PYTHONPATH": str(PROJECT), "RAY_AUTH_TOKEN": TOKEN},
     )
 
 

@@ -13,9 +13,10 @@ from types import SimpleNamespace
 
 import httpx
 import openai
+import psutil
 import pytest
 
-from ray_cluster import DEADLINE, GREEDY, HEADERS, KEY, ended, engines, question, started
+from ray_cluster import DEADLINE, GREEDY, HEADERS, KEY, TOKEN, ended, engines, question, started
 from sampling import SamplingParams
 from serving import cluster
 from serving.client import RemoteChatModel
@@ -203,6 +204,31 @@ def test_too_many_questions_are_told_to_come_back(two):
     after, body = refused[0]
     assert int(after) > 0
     assert body["error"]["code"] == "queue_full"
+
+
+@pytest.mark.slow
+def test_what_others_can_reach_of_ray_asks_for_its_token(two):
+    """That is a port of each replica, of which Ray Serve makes no use here; it is no matter of settings."""
+    import grpc
+
+    def answer(port: int, *metadata: tuple[str, str]) -> grpc.StatusCode:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as error:
+                call(b"", metadata=metadata, timeout=DEADLINE)
+            return error.value.code()
+
+    open_to_others = [
+        connection.laddr.port
+        for process in psutil.Process(two.pid).children(recursive=True)
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and not connection.laddr.ip.endswith("127.0.0.1")
+    ]
+    assert len(open_to_others) == 3  # two engines, one ingress
+    for port in open_to_others:
+        assert answer(port) == grpc.StatusCode.UNAUTHENTICATED
+        assert answer(port, ("authorization", "Bearer another")) == grpc.StatusCode.UNAUTHENTICATED
+        assert answer(port, ("authorization", f"Bearer {TOKEN}")) != grpc.StatusCode.UNAUTHENTICATED
 
 
 @pytest.mark.slow
