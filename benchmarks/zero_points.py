@@ -1,8 +1,7 @@
 """What zero points would cost: decoding with and without them, side by side, and the distance from FP16.
 
-`--avx2` keeps oneDNN to AVX2 and leaves activations as they are, which is what OpenVINO does on a processor
-that has no more. What oneDNN does not compute, such as attention, still uses what the processor has. The
-distance is the mean KL divergence of the next-token distribution from FP16 computed in 32 bits.
+`--avx2` keeps the processor to AVX2 (`benchmarks.avx2`). The distance is the mean KL divergence of the
+next-token distribution from FP16 computed in 32 bits.
 
 Usage: python -m benchmarks.zero_points [--model NAME] [--rounds 9] [--avx2]
 """
@@ -13,8 +12,10 @@ import statistics
 import sys
 import time
 
+from benchmarks import avx2
+
 if "--avx2" in sys.argv:
-    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # read when the library is loaded
+    os.environ |= avx2.ENVIRONMENT  # before the libraries are loaded
 
 import telemetry
 
@@ -82,9 +83,7 @@ def main() -> None:
     exact = predicted(loaded(EXACT, None), ids)
     models = {}
     for precision, settings in WITH_ZERO_POINTS.items():
-        properties = fastest_properties(folders[precision], "CPU")
-        if options.avx2:
-            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
+        properties = fastest_properties(folders[precision], "CPU") | avx2.properties()
         models[precision] = loaded(properties, precision)
         models[f"{precision} with zero points"] = loaded(properties, precision, **settings)
     distances = {}
