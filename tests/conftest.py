@@ -1,6 +1,7 @@
 """Fixtures shared by the tests. The default model is fetched once and converted once, into `models/`."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,12 @@ def tiny_checkpoints(tmp_path_factory) -> dict[str, Path]:
     """One tiny checkpoint folder per architecture."""
     root = tmp_path_factory.mktemp("checkpoints")
     return {family: make_tiny_checkpoint(root / family, family) for family in FAMILIES}
+
+
+@pytest.fixture
+def llama_copy(tiny_checkpoints, tmp_path) -> Path:
+    """A copy of a tiny checkpoint, to be changed or damaged."""
+    return shutil.copytree(tiny_checkpoints["llama"], tmp_path / "checkpoint")
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import pytest
 import hub_source
 from checkpoint import fingerprint, look
 from config import DEFAULT_MODEL, SUPPORTED_MODELS, ModelConfig
+from damaged_checkpoints import write_files
 from fake_hub import FakeHub
 from model_source import (
     FoundCheckpoint,
@@ -107,12 +108,6 @@ def fetch(hub, home):
         return outcomes if len(models) > 1 else outcomes[0]
 
     return fetch
-
-
-def write_files(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    return folder
 
 
 # Local folders
