@@ -13,6 +13,7 @@ telemetry.turn_off()
 import conversion
 from chat import ChatModel
 from config import DEFAULT_MODEL, SUPPORTED_MODELS
+from hub_downloads import fetch, home, hub  # noqa: F401 (fixtures)
 from replies import byte_fallback, byte_level, chat, chats, name, playing, tokenizer  # noqa: F401 (fixtures)
 from tiny_checkpoints import FAMILIES, make_tiny_checkpoint
 from tuning import EXACT
