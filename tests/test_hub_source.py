@@ -1,4 +1,4 @@
-"""Checkpoints on the Hub: what is fetched, what is left of an interrupted download, and which revision counts."""
+"""Checkpoints on the Hub: what is fetched, what an interrupted download leaves, which revision counts."""
 
 import json
 import os
