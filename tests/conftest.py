@@ -14,8 +14,9 @@ import conversion
 from chat import ChatModel
 from config import DEFAULT_MODEL, SUPPORTED_MODELS
 from hub_downloads import fetch, home, hub  # noqa: F401 (fixtures)
+from mpt_converter import convert_mpt
 from replies import byte_fallback, byte_level, chat, chats, name, playing, tokenizer  # noqa: F401 (fixtures)
-from tiny_checkpoints import FAMILIES, make_tiny_checkpoint
+from tiny_checkpoints import FAMILIES, make_tiny_checkpoint, tiny_mpt
 from tuning import EXACT
 
 PROJECT = Path(__file__).parent.parent
@@ -60,6 +61,18 @@ def converted(tiny_checkpoints, tmp_path_factory):
     return lambda family, precision: conversion.prepare_model(
         NAMES[family], precision, models_dir, tiny_checkpoints[family]
     )
+
+
+@pytest.fixture(scope="session")
+def mpt_model():
+    """A tiny MPT of 32 bits, in PyTorch."""
+    return tiny_mpt()
+
+
+@pytest.fixture(scope="session")
+def mpt_folder(mpt_model, tmp_path_factory) -> Path:
+    """The same, converted."""
+    return convert_mpt(mpt_model, tmp_path_factory.mktemp("mpt") / "FP16")
 
 
 @pytest.fixture(scope="session")
