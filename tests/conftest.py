@@ -13,6 +13,7 @@ telemetry.turn_off()
 import conversion
 from chat import ChatModel
 from config import DEFAULT_MODEL, SUPPORTED_MODELS
+from endpoint_clients import address, client, fake_chat  # noqa: F401 (fixtures)
 from hub_downloads import fetch, home, hub  # noqa: F401 (fixtures)
 from mpt_converter import convert_mpt
 from replies import byte_fallback, byte_level, chat, chats, name, playing, tokenizer  # noqa: F401 (fixtures)

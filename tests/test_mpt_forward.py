@@ -1,4 +1,4 @@
-"""MPT's slopes, and the checkpoints it is read from. What the forward pass computes is in test_mpt_converter."""
+"""MPT's slopes, and the checkpoints it is read from. What the graph computes is in test_mpt_converter."""
 
 import json
 

@@ -21,58 +21,11 @@ from fastapi import FastAPI
 import serving.api
 import serving.security
 from chat import Delta
+from endpoint_clients import HELLO, chunks, connected, error_of, openai_client, post, streaming, wait_for
 from fake_chat import DEADLINE, FakeChat, after, computing_the_prompt, served, served_app, talking
 from sampling import OPTIONS
 from serving.answers import WAITING
 from serving.api import build_app, main
-
-HELLO = [{"role": "user", "content": "Hello"}]
-
-
-def post(address: str, *, timeout: float = DEADLINE, **fields) -> httpx.Response:
-    body = {"messages": HELLO} | fields
-    return httpx.post(f"{address}/v1/chat/completions", json=body, timeout=timeout)
-
-
-def openai_client(address: str, api_key: str = "none", **options) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{address}/v1", api_key=api_key, **({"timeout": DEADLINE} | options))
-
-
-def chunks(response: httpx.Response) -> list[dict]:
-    """The JSON of the events of a stream; the last event must say that all was sent."""
-    lines = [line for line in response.text.split("\n") if line]
-    assert all(line.startswith("data: ") for line in lines)
-    assert lines[-1] == "data: [DONE]"
-    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
-
-
-def error_of(response: httpx.Response, status: int) -> dict:
-    """The error in a response, which must have the one shape."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/json"
-    body = response.json()
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert body["error"]["message"]
-    return body["error"]
-
-
-@pytest.fixture(scope="module")
-def chat():
-    return FakeChat()
-
-
-@pytest.fixture(scope="module")
-def address(chat):
-    with served(chat) as address:
-        yield address
-
-
-@pytest.fixture
-def client(address):
-    with openai_client(address) as client:
-        yield client
-
 
 # The answer
 
@@ -234,68 +187,68 @@ def test_no_log_probabilities_unasked(address):
 # The request
 
 
-def test_null_means_default(chat, address):
+def test_null_means_default(fake_chat, address):
     nulls = dict.fromkeys(
         ["model", "stream", "top_logprobs", "stop", "n", "stream_options", "response_format", "tools"]
     )
     nulls |= dict.fromkeys([*OPTIONS, "max_tokens", "max_completion_tokens", "chat_template_kwargs"])
     assert post(address, **nulls).status_code == 200
-    assert chat.asked[-1][1] == FakeChat.defaults
+    assert fake_chat.asked[-1][1] == FakeChat.defaults
 
 
-def test_unknown_fields_are_ignored(chat, address):
+def test_unknown_fields_are_ignored(fake_chat, address):
     assert post(address, user="me", logit_bias={}, frequency_penalty=0.5, novelty=[1]).status_code == 200
-    assert chat.asked[-1][1] == FakeChat.defaults
+    assert fake_chat.asked[-1][1] == FakeChat.defaults
 
 
-def test_options_reach_the_model(chat, address):
+def test_options_reach_the_model(fake_chat, address):
     wanted = {"temperature": 0, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "repetition_penalty": 1.2, "seed": 5}
     post(address, **wanted)
-    sampling = chat.asked[-1][1]
+    sampling = fake_chat.asked[-1][1]
     assert {name: getattr(sampling, name) for name in wanted} == wanted
 
 
 @pytest.mark.parametrize("stop", ["END", ["END"], ["END", "STOP"]])
-def test_stop_is_text_or_a_list(chat, address, stop):
+def test_stop_is_text_or_a_list(fake_chat, address, stop):
     post(address, stop=stop)
-    assert chat.asked[-1][1].stop == (("END",) if stop == "END" else tuple(stop))
+    assert fake_chat.asked[-1][1].stop == (("END",) if stop == "END" else tuple(stop))
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-def test_both_names_of_the_length(chat, address, name):
+def test_both_names_of_the_length(fake_chat, address, name):
     post(address, **{name: 5})
-    assert chat.asked[-1][1].max_new_tokens == 5
+    assert fake_chat.asked[-1][1].max_new_tokens == 5
 
 
-def test_whole_numbers_may_be_written_with_a_point(chat, address):
+def test_whole_numbers_may_be_written_with_a_point(fake_chat, address):
     assert post(address, top_k=3.0).status_code == 200
-    assert chat.asked[-1][1].top_k == 3
+    assert fake_chat.asked[-1][1].top_k == 3
 
 
 def test_one_answer_may_be_written_with_a_point(address):
     assert post(address, n=1.0).status_code == 200
 
 
-def test_developer_means_system(chat, address):
+def test_developer_means_system(fake_chat, address):
     post(address, messages=[{"role": "developer", "content": "Be kind."}, *HELLO])
-    assert chat.asked[-1][0][0] == {"role": "system", "content": "Be kind."}
+    assert fake_chat.asked[-1][0][0] == {"role": "system", "content": "Be kind."}
 
 
-def test_text_parts(chat, address):
+def test_text_parts(fake_chat, address):
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     post(address, messages=[{"role": "user", "content": parts}])
-    assert chat.asked[-1][0] == [{"role": "user", "content": "one\ntwo"}]
+    assert fake_chat.asked[-1][0] == [{"role": "user", "content": "one\ntwo"}]
 
 
-def test_thoughts_of_an_earlier_answer_come_back(chat, address):
+def test_thoughts_of_an_earlier_answer_come_back(fake_chat, address):
     earlier = {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."}
     post(address, messages=[*HELLO, earlier, *HELLO])
-    assert chat.asked[-1][0][1] == {"role": "assistant", "content": "Yes.", "thought": "Hm."}
+    assert fake_chat.asked[-1][0][1] == {"role": "assistant", "content": "Yes.", "thought": "Hm."}
 
 
-def test_template_options(chat, address):
+def test_template_options(fake_chat, address):
     post(address, chat_template_kwargs={"enable_thinking": False, "unknown": 1})
-    assert chat.asked[-1][2] == {"enable_thinking": False}
+    assert fake_chat.asked[-1][2] == {"enable_thinking": False}
 
 
 @pytest.mark.parametrize(
@@ -309,9 +262,9 @@ def test_template_options(chat, address):
         ),
     ],
 )
-def test_response_format(chat, address, response_format, schema):
+def test_response_format(fake_chat, address, response_format, schema):
     assert post(address, response_format=response_format).status_code == 200
-    wanted = chat.asked[-1][1].json_schema
+    wanted = fake_chat.asked[-1][1].json_schema
     assert (None if wanted is None else json.loads(wanted)) == schema
 
 
@@ -633,16 +586,6 @@ def test_many_that_leave_leave_nothing_behind():
         assert "answer" not in {thread.name for thread in threading.enumerate()}
 
 
-def wait_for(address: str, figure: str) -> None:
-    """Return once the figures of the endpoint hold this line."""
-    pause = threading.Event()
-    for _ in range(200):
-        if figure in httpx.get(f"{address}/metrics").text.splitlines():
-            return
-        pause.wait(0.05)
-    raise AssertionError(f"never: {figure}")
-
-
 def test_full_queue_is_told_with_a_time_to_ask_again():
     go_on = threading.Event()
     chat = FakeChat(after(go_on, "done"), max_requests=1)
@@ -738,10 +681,6 @@ def test_pages_that_were_allowed():
         assert "access-control-allow-origin" not in response.headers
 
 
-def connected(address: str) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=DEADLINE)
-
-
 def test_slow_body(monkeypatch):
     monkeypatch.setattr(serving.security, "BODY_SECONDS", 0.2)
     with served(FakeChat()) as address, connected(address) as connection:
@@ -815,9 +754,9 @@ def test_odd_characters_of_a_question_do_no_harm(address, text):
     assert response.json()["choices"][0]["message"]["content"] == "Hello, world"
 
 
-def test_a_thousand_stop_texts(chat, address):
+def test_a_thousand_stop_texts(fake_chat, address):
     assert post(address, stop=[f"stop {number}" for number in range(1000)]).status_code == 200
-    assert len(chat.asked[-1][1].stop) == 1000
+    assert len(fake_chat.asked[-1][1].stop) == 1000
 
 
 def test_many_messages_that_are_none_are_refused_at_the_first(address):
@@ -855,16 +794,6 @@ def process(*words: str) -> Iterator[tuple[subprocess.Popen, str]]:
     finally:
         started.kill()
         started.communicate()
-
-
-@contextmanager
-def streaming(address: str) -> Iterator[Iterator[str]]:
-    """The text of a stream, which has begun."""
-    body = {"messages": HELLO, "stream": True}
-    with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=DEADLINE) as response:
-        texts = response.iter_text()
-        next(texts)
-        yield texts
 
 
 def test_sigterm_lets_answers_finish_and_refuses_new_ones():
