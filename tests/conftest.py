@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,14 @@ def mpt_model():
 def mpt_folder(mpt_model, tmp_path_factory) -> Path:
     """The same, converted."""
     return convert_mpt(mpt_model, tmp_path_factory.mktemp("mpt") / "FP16")
+
+
+@pytest.fixture(scope="session")
+def ray_is_there() -> None:
+    """Skips tests of what needs Ray Serve where it is not installed; in CI it has to be."""
+    if find_spec("ray") is None:
+        reason = "needs Ray Serve: python -m pip install -r requirements-cluster.txt -c constraints.txt"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ import pytest
 
 from endpoint_clients import HELLO, error_of, post
 from fake_chat import FakeChat
-from sampling import OPTIONS
+from sampling import OPTIONS, SamplingParams
+from serving.schema import ChatRequest
 
 
 def test_null_means_default(fake_chat, address):
@@ -207,3 +208,20 @@ def test_a_thousand_stop_texts(fake_chat, address):
 
 def test_many_messages_that_are_none_are_refused_at_the_first(address):
     assert error_of(post(address, messages=[{}] * 100_000), 400)["param"] == "messages[0].role"
+
+
+def request(*contents: str, system: str | None = None) -> ChatRequest:
+    """Of a conversation whose user and assistant say this in turn."""
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    for index, content in enumerate(contents):
+        messages.append({"role": "assistant" if index % 2 else "user", "content": content})
+    return ChatRequest(messages, SamplingParams(), {}, stream=False, usage=None)
+
+
+def test_a_conversation_keeps_its_name():
+    assert request("Hello").beginning() == request("Hello", "Hi", "And now?").beginning()
+
+
+@pytest.mark.parametrize("other", [request("Hallo"), request("Hello", system="Be brief.")])
+def test_other_conversations_have_other_names(other):
+    assert other.beginning() != request("Hello").beginning()
