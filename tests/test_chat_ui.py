@@ -19,7 +19,7 @@ from gradio_client.utils import QueueError, Status
 
 import chat_ui
 from chat import Delta
-from chat_ui import EXAMPLES, build_ui, launch_ui
+from chat_ui import build_ui, launch_ui
 from sampling import OPTIONS, SamplingParams
 from scripted_chat import FakeChat, assistant, endless, system, user
 
@@ -389,12 +389,6 @@ def values(ui: gr.Blocks, kind: type) -> list:
 
 def labelled(ui: gr.Blocks) -> dict:
     return {block.label: block for block in ui.blocks.values() if getattr(block, "label", None)}
-
-
-def test_seven_examples_are_offered():
-    (chatbot,) = [block for block in build_ui(FakeChat()).blocks.values() if isinstance(block, gr.Chatbot)]
-    assert [example["text"] for example in chatbot.examples] == EXAMPLES
-    assert len(EXAMPLES) == 7
 
 
 def test_every_option_is_explained_and_has_its_range():

@@ -2,19 +2,25 @@
 
 import base64
 import json
+import random
 import shutil
 from pathlib import Path
 
+import numpy as np
+import openvino
+import openvino_tokenizers
 import pytest
 import sentencepiece
 from transformers import AutoTokenizer
 
+import model_source
 from chat_tokenizer import open_tokenizer
-from config import SUPPORTED_MODELS, ModelConfig
+from config import DEFAULT_MODEL, SUPPORTED_MODELS, ModelConfig
 from conversion import load_model, prepare_models
-from tiny_checkpoints import CORPUS
-from tokenizer_files import TOKENIZER_IR, rewrite_tokenizer, write_tokenizer
+from tiny_checkpoints import CORPUS, FAMILIES
+from tokenizer_files import TOKENIZER_IR, rewrite_tokenizer, write_tokenizer, write_tokenizer_ir
 
+ROOT = Path(__file__).parents[1]
 CHATML = SUPPORTED_MODELS["mpt-7b-chat"].chat_template
 TEMPLATES = {"default": "{{ messages[0].content }}", "tool_use": "{{ messages[0].content }} with tools"}
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -125,3 +131,62 @@ def test_tokens_that_only_the_tokenizer_s_class_adds_are_counted_too(llama_copy,
     )
     with pytest.raises(ValueError, match=r"has the id \d+ for '<\|never seen\|>', but .* only \d+ rows"):
         write_tokenizer(llama_copy, output, PLAIN)
+
+
+def run_tokenizer_ir(folder: Path, texts: list[str]) -> list[list[int]]:
+    core = openvino.Core()
+    core.add_extension(openvino_tokenizers._ext_path)
+    tokenizer = core.compile_model(folder / "openvino_tokenizer.xml", "CPU")
+    return [tokenizer([text])["input_ids"][0].tolist() for text in texts]
+
+
+@pytest.fixture(scope="module")
+def smollm2_tokenizer(tmp_path_factory):
+    """The default model's tokenizer, and a folder with its IR written by this version of the code."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    checkpoint = model_source.fetch_checkpoint(DEFAULT_MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.save_pretrained(folder)
+    write_tokenizer_ir(tokenizer, folder)
+    return AutoTokenizer.from_pretrained(checkpoint), folder
+
+
+def test_tokenizer_ir_of_the_default_model_equals_transformers(smollm2_tokenizer):
+    tokenizer, folder = smollm2_tokenizer
+    reference = json.loads((ROOT / "tests/data/smollm2_token_reference.json").read_text())
+    # Left out: NUL at the end, which openvino_tokenizers cuts off, and bytes without a token (lossy).
+    cases = [case for case in reference["cases"] if case["name"] not in reference["lossy_cases"]]
+    texts = [case["text"] for case in cases if not case["text"].endswith("\0")]
+    assert len(texts) == len(cases) - 2
+    tokens = run_tokenizer_ir(folder, texts)
+    differing = [text for text, ids in zip(texts, tokens, strict=True) if ids != tokenizer.encode(text)]
+    assert differing == []
+
+
+def test_tokenizer_ir_of_the_default_model_splits_spaces_and_digits_alike(smollm2_tokenizer):
+    tokenizer, folder = smollm2_tokenizer
+    pieces = (" ", "  ", "\n", "\n\n", "\t", "1", "23", "²", "Ⅷ", "a", "word", ".", "'s", "é", "日本", "!")
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(pieces, k=rng.randint(1, 12))) for _ in range(500)]
+    tokens = run_tokenizer_ir(folder, texts)
+    differing = [text for text, ids in zip(texts, tokens, strict=True) if ids != tokenizer.encode(text)]
+    assert differing == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokenizer_ir_of_a_family_equals_transformers(converted, family):
+    folder = converted(family, "INT8")
+    texts = ["Who are you?", " spaces  inside ", "line\nbreaks\n", "日本語 👩‍👩‍👧 é", "1234 <human>: x"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert run_tokenizer_ir(folder, texts) == [tokenizer.encode(text) for text in texts]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_detokenizer_ir_gives_the_text_back(converted, family):
+    folder = converted(family, "INT8")
+    text = "Who are you? I am an assistant.\n日本語 é"
+    ids = AutoTokenizer.from_pretrained(folder).encode(text, add_special_tokens=False)
+    core = openvino.Core()
+    core.add_extension(openvino_tokenizers._ext_path)
+    detokenizer = core.compile_model(folder / "openvino_detokenizer.xml", "CPU")
+    assert detokenizer([np.array([ids])])["string_output"][0] == text
