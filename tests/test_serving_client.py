@@ -1,57 +1,24 @@
 """A chat behind an endpoint: ours, and others that know less."""
 
 import gc
-import json
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
-from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from chat import Delta
+from endpoint_clients import HELLO
 from fake_chat import DEADLINE, FakeChat, after, computing_the_prompt, served, served_app, talking
 from fakes import free_port
+from remote_chats import chunk, events, remote, stranger
 from sampling import SamplingParams
 from serving.client import RemoteChatModel
-
-HELLO = [{"role": "user", "content": "Hello"}]
-
-
-@contextmanager
-def remote(chat: FakeChat, **options) -> Iterator[RemoteChatModel]:
-    """A chat behind our endpoint."""
-    with served(chat, **options) as address, closing(RemoteChatModel(f"{address}/v1")) as model:
-        yield model
-
-
-@contextmanager
-def stranger(answer: Callable[[dict], Response], models=({"id": "other"},)) -> Iterator[str]:
-    """Another's endpoint, which answers as told and offers these models (None: does not tell)."""
-    app = FastAPI()
-
-    async def completions(http: Request) -> Response:
-        return answer(await http.json())
-
-    app.add_api_route("/v1/chat/completions", completions, methods=["POST"])
-    if models is not None:
-        app.add_api_route("/v1/models", lambda: {"data": list(models)})
-    with served_app(app) as address:
-        yield f"{address}/v1"
-
-
-def events(*lines: str) -> StreamingResponse:
-    return StreamingResponse(iter(f"data: {line}\n\n" for line in lines), media_type="text/event-stream")
-
-
-def chunk(text: str, reason: str | None = None) -> str:
-    return json.dumps({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": reason}]})
-
 
 # Behind our endpoint
 
