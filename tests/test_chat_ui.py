@@ -411,15 +411,6 @@ def test_every_option_is_explained_and_has_its_range():
     }
 
 
-@pytest.mark.parametrize(("context", "limit"), [(100, 100), (131072, 4096), (None, 4096)])
-def test_longest_answer_fits_the_context(context, limit):
-    model = FakeChat()
-    model.max_context = context
-    slider = labelled(build_ui(model))["Max new tokens"]
-    assert slider.maximum == limit
-    assert slider.value == min(256, limit)
-
-
 def test_options_begin_with_what_the_model_does_by_default():
     model = FakeChat()
     model.system_prompt = "Be helpful."
