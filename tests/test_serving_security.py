@@ -152,3 +152,43 @@ def test_long_answer_is_no_slow_head(monkeypatch):
         go_on.wait(0.3)
         go_on.set()
         assert answer.result().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "is_own"),
+    [
+        ("localhost:8000", True),
+        ("chat.localhost", True),
+        ("Chat.Example:80", True),
+        ("[fe80::1]:80", True),
+        ("other.example", False),
+        ("example", False),
+        ("localhost.other.example", False),
+        ("user@other.example", False),
+        ("[", False),
+    ],
+)
+def test_a_host_header_names_this_machine_or_not(host, is_own):
+    assert serving.security.is_own_name(host, {"chat.example"}) == is_own
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.7", False),
+        ("localhost.example", False),
+    ],
+)
+def test_what_can_be_reached_from_here_only(host, is_loopback):
+    assert serving.security.is_loopback(host) == is_loopback
+
+
+def test_own_names_are_those_of_the_network_and_the_one_listened_on(monkeypatch):
+    monkeypatch.setattr(serving.security.socket, "gethostname", lambda: "Desk")
+    assert serving.security.own_names("Chat.Example") == {"desk", "desk.local", "chat.example"}
