@@ -1,11 +1,16 @@
 """The files of a checkpoint: whether each is whole, which hold the weights, and which state they are in."""
 
+import os
 import re
 import struct
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from checkpoint import fingerprint, look
+import checkpoint_files
+from checkpoint import look
+from checkpoint_files import fingerprint
 from damaged_checkpoints import (
     SHARDED,
     SHARDS,
@@ -89,3 +94,92 @@ def test_a_local_checkpoint_s_revision_changes_with_what_is_read(tmp_path, name,
     file = tmp_path / name
     file.write_bytes(file.read_bytes()[::-1])  # as long as it was
     assert (fingerprint(tmp_path) != before) == matters
+
+
+# Which files hold what, by their names alone
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "files"),
+    [
+        (["config.json", "model.safetensors", "pytorch_model.bin"], "weights", ["model.safetensors"]),
+        (["pytorch_model.bin"], "weights", ["pytorch_model.bin"]),
+        (["adapter_config.json", "adapter_model.bin"], "adapter", ["adapter_model.bin"]),
+        (["adapter_config.json", "model.safetensors"], "weights", ["model.safetensors"]),
+        (
+            ["openvino_model.xml", "openvino_model.bin", "openvino_tokenizer.xml", "x.gguf", "other.bin"],
+            "openvino",
+            ["openvino_model.bin", "openvino_model.xml", "openvino_tokenizer.xml"],
+        ),
+        (["openvino_model.xml", "model.safetensors"], "weights", ["model.safetensors"]),
+        (["b.gguf", "a.gguf"], "gguf", ["a.gguf", "b.gguf"]),
+        (["a.gguf", SHARDS[0]], "weights", []),  # parts without their index
+        (["config.json"], "weights", []),
+    ],
+    ids=str,
+)
+def test_weights_are_known_by_their_names(tmp_path, names, kind, files):
+    assert checkpoint_files.kind_of(names) == kind
+    assert checkpoint_files.weight_files(tmp_path, names) == files
+
+
+def test_files_of_an_index_are_those_of_the_index(tmp_path):
+    write_files(tmp_path, SHARDED)
+    assert checkpoint_files.weight_files(tmp_path) == list(SHARDS)
+    assert checkpoint_files.missing_files(tmp_path, [*SHARDS, "other"]) == ["other"]
+
+
+@pytest.mark.parametrize("gone", [*SHARDS, "config.json"])
+def test_a_folder_without_one_of_its_files_is_not_complete(tmp_path, gone):
+    write_files(tmp_path, SHARDED)
+    assert checkpoint_files.is_complete(tmp_path)
+    (tmp_path / gone).unlink()
+    assert not checkpoint_files.is_complete(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "complete"),
+    [
+        ({"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"}, True),
+        ({"adapter_config.json": b"{}"}, False),
+        ({"a.gguf": b"GGUF"}, True),
+        ({"model.safetensors.index.json": b"no json", "config.json": b"{}"}, False),
+        ({}, False),
+    ],
+    ids=["adapter", "adapter without weights", "gguf", "unreadable index", "empty"],
+)
+def test_other_kinds_are_complete_or_not(tmp_path, files, complete):
+    assert checkpoint_files.is_complete(write_files(tmp_path, files)) == complete
+
+
+def test_a_single_file_is_complete_and_a_missing_folder_is_not(tmp_path):
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    assert checkpoint_files.is_complete(tmp_path / "a.gguf")
+    assert not checkpoint_files.is_complete(tmp_path / "nowhere")
+
+
+def test_a_header_tells_types_and_shapes(tmp_path):
+    tensors = {"a": torch.zeros(3, 5, dtype=torch.bfloat16), "b": torch.zeros((), dtype=torch.int64)}
+    save_file(tensors, tmp_path / "x.safetensors", {"format": "pt"})
+    header = checkpoint_files.read_header(tmp_path / "x.safetensors")
+    assert header == {"a": ("BF16", (3, 5)), "b": ("I64", ())}
+    assert (header["a"].numel, header["b"].numel) == (15, 1)
+
+
+def test_a_single_file_has_a_revision_of_its_own(tmp_path):
+    file = tmp_path / "a.gguf"
+    file.write_bytes(b"GGUF one")
+    before = fingerprint(file)
+    (tmp_path / "config.json").write_text("{}")  # of something else
+    assert fingerprint(file) == before
+    file.write_bytes(b"GGUF two!")
+    assert fingerprint(file) != before
+
+
+def test_the_time_of_configuration_does_not_matter_but_that_of_weights_does(tmp_path):
+    write_files(tmp_path, SHARDED)
+    before = fingerprint(tmp_path)
+    os.utime(tmp_path / "config.json", (1, 1))
+    assert fingerprint(tmp_path) == before
+    os.utime(tmp_path / SHARDS[0], (1, 1))
+    assert fingerprint(tmp_path) != before

@@ -1,5 +1,6 @@
 """Numbers of 8 and 4 bits become those that they stand for."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, Mxfp4Config
 
-from damaged_checkpoints import change
-from dequantize import dequantize, from_float8, from_mxfp4
+from damaged_checkpoints import SHARDS, as_bin, change, shard
+from dequantize import dequantize, from_float8, from_mxfp4, is_dequantizable
 
 
 def test_blocks_at_the_edge_may_be_smaller():
@@ -59,3 +60,58 @@ def test_all_sixteen_numbers_of_4_bits():
     blocks = torch.arange(16, dtype=torch.uint8).reshape(1, 16)
     numbers = from_mxfp4(blocks | blocks << 4, torch.tensor([128], dtype=torch.uint8))[::2]
     assert numbers.tolist() == [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
+
+
+@pytest.mark.parametrize(
+    ("method", "known"),
+    [
+        ({"quant_method": "fp8"}, True),
+        ({"quant_method": "mxfp4"}, True),
+        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, True),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, False),
+        ({"quant_method": "gptq"}, False),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_methods_whose_numbers_are_exact_are_known(method, known):
+    assert is_dequantizable(method) == known
+
+
+def test_a_scale_of_the_exponent_makes_blocks_larger_or_smaller():
+    """127 stands for 1: each step up doubles; the first number of a byte is its low half."""
+    blocks = torch.full((2, 16), 0x42, dtype=torch.uint8)  # 1.0 and 2.0
+    numbers = from_mxfp4(blocks, torch.tensor([126, 129], dtype=torch.uint8))
+    assert numbers.shape == (64,)
+    assert (numbers[:2].tolist(), numbers[32:34].tolist()) == ([0.5, 1.0], [4.0, 8.0])
+
+
+def test_shards_stay_shards_with_scales_in_whichever_of_them(llama_copy, tmp_path):
+    shard(llama_copy)
+    tensors = {file: load_file(llama_copy / file) for file in SHARDS}
+    name = next(name for name in tensors[SHARDS[0]] if tensors[SHARDS[0]][name].dim() == 2)
+    weight = tensors[SHARDS[0]][name].float()
+    tensors[SHARDS[0]][name] = (weight / 2).to(torch.float8_e4m3fn)
+    tensors[SHARDS[1]][name + "_scale_inv"] = torch.tensor([2.0])
+    expected = tensors[SHARDS[0]][name].float() * 2
+    for file, part in tensors.items():
+        save_file(part, llama_copy / file, {"format": "pt"})
+    change(llama_copy / "config.json", quantization_config={"quant_method": "fp8"}, torch_dtype="float16")
+    (output := tmp_path / "output").mkdir()
+    dequantize(llama_copy, output)
+    written = {file: load_file(output / file) for file in SHARDS}
+    assert torch.equal(written[SHARDS[0]][name], expected.bfloat16())
+    index = json.loads((output / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    assert index["weight_map"] == {name: file for file, part in written.items() for name in part}
+    sizes = sum(tensor.nbytes for part in written.values() for tensor in part.values())
+    assert index["metadata"]["total_size"] == sizes
+    settings = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    assert (settings["dtype"], settings.keys() & {"quantization_config", "torch_dtype"}) == (
+        "bfloat16",
+        set(),
+    )
+
+
+def test_quantized_weights_in_pytorch_s_format_are_refused(llama_copy, tmp_path):
+    with pytest.raises(ValueError, match=r"quantized weights in pytorch_model\.bin; only safetensors"):
+        dequantize(as_bin(llama_copy), tmp_path)

@@ -1,4 +1,4 @@
-"""What runs on a cluster: engines, ingresses, answers on their way from one to the other. Without a cluster."""
+"""What runs on a cluster: engines, and answers on their way from one to an ingress. Without a cluster."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
