@@ -84,3 +84,42 @@ def test_products_of_the_same_input_are_joined(converted, family, precision):
     graph_edits.join_products(graph)
     # Of two layers. Llama: queries, keys and values; gates and what they gate. GPT-NeoX: attention and MLP.
     assert before - count(graph, "MatMul") == {"llama": 6, "gpt_neox": 2, "mpt": 0}[family]
+
+
+def test_the_bytes_of_all_constants_are_counted():
+    whole = ops.constant(np.zeros((8, 64), np.float32))
+    halves = ops.constant(openvino.Tensor(np.zeros(32, np.uint8), openvino.Shape([1, 64]), openvino.Type.u4))
+    graph = products(whole, ops.convert(halves, "f32"))
+    assert graph_edits.weight_bytes(graph) == 8 * 64 * 4 + 64 // 2
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
+def test_of_all_logits_those_of_the_wanted_token_are_computed(scaled):
+    numbers = ops.parameter([-1, 4], np.float32, name="numbers")
+    weights = np.random.default_rng(0).random((10, 4), dtype=np.float32)
+    product = ops.matmul(numbers, ops.constant(weights), False, True)
+    logits = ops.tanh(ops.multiply(product, np.float32(0.5))) if scaled else product
+    graph = openvino.Model([logits], [numbers])
+    given = np.random.default_rng(1).random((7, 4), dtype=np.float32)
+    expected = openvino.compile_model(graph, "CPU", EXACT)(given)[0]
+    graph_edits.keep_wanted_logits(graph)
+    assert graph_edits.WANTED in graph.inputs[-1].get_names()
+    compiled = openvino.compile_model(graph, "CPU", EXACT)
+    for wanted in (0, 6):
+        found = compiled([given, np.array([wanted])])[0]
+        np.testing.assert_allclose(found, expected[wanted : wanted + 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("node", "rows", "known"),
+    [
+        (lambda: ops.constant(np.zeros((4, 6), np.uint8)), 4, True),
+        (lambda: ops.constant(np.zeros((4, 6), np.uint8)), 5, False),  # not one row for each
+        (lambda: ops.constant(np.zeros((4, 1), np.float32)), 4, True),  # a scale
+        (lambda: ops.constant(np.zeros((4, 6), np.float32)), 4, False),  # whole weights
+        (lambda: ops.constant(np.zeros(4, np.uint8)), 4, False),
+        (lambda: ops.exp(ops.constant(np.zeros((4, 1), np.float32))), 4, False),
+    ],
+)
+def test_only_what_compressed_weights_are_made_of_has_a_layout(node, rows, known):
+    assert (graph_edits.compressed_layout(node(), rows) is not None) == known
