@@ -56,6 +56,26 @@ def test_arrows_go_down():
     assert not up
 
 
+def test_every_module_has_a_test_file_of_its_name_that_uses_it():
+    """serving.api: test_serving_api.py; docs.svg: test_svg.py. For benchmarks there is test_benchmarks.py."""
+    lacking = []
+    for module in [*FILES, *(f"docs.{file.stem}" for file in ROOT.glob("docs/*.py"))]:
+        test = ROOT / "tests" / f"test_{module.removeprefix('docs.').replace('.', '_')}.py"
+        if not test.is_file() or module not in imported_modules(test):
+            lacking.append(f"{module}: {test.name}")
+    assert lacking == []
+
+
+def imported_modules(file: Path) -> set[str]:
+    """What a file imports, with dots, wherever in it: modules, and what may be names in them."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
 @pytest.mark.parametrize("module", FILES)
 def test_a_module_is_small(module):
     lines = len(FILES[module].read_text(encoding="utf-8").splitlines())

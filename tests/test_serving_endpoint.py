@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from chat import Delta
 from endpoint_clients import HELLO, chunks, error_of, openai_client, post, streaming, wait_for
 from fake_chat import DEADLINE, FakeChat, after, computing_the_prompt, served, served_app, talking
-from serving.api import build_app
+from serving.endpoint import build_app
 
 
 def test_answer_of_openai_client(client):
