@@ -58,6 +58,16 @@ def connected(address: str) -> socket.socket:
 
 
 @contextmanager
+def asking(address: str, **fields) -> Iterator[None]:
+    """A question whose client hangs up at the end of the block, answered or not."""
+    body = json.dumps({"messages": HELLO} | fields).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with connected(address) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        yield
+
+
+@contextmanager
 def streaming(address: str) -> Iterator[Iterator[str]]:
     """The text of a stream, which has begun."""
     body = {"messages": HELLO, "stream": True}

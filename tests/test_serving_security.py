@@ -1,8 +1,8 @@
 """Who may ask, how much and how slowly; and what is said to those who may not."""
 
+import itertools
 import json
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import httpx
@@ -145,13 +145,19 @@ def test_requests_sent_at_once_are_answered_one_after_the_other(address):
 
 
 def test_long_answer_is_no_slow_head(monkeypatch):
-    monkeypatch.setattr(serving.security, "HEAD_SECONDS", 0.05)
-    go_on = threading.Event()
-    with served(FakeChat(after(go_on, "done"))) as address, ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(post, address)
-        go_on.wait(0.3)
-        go_on.set()
-        assert answer.result().status_code == 200
+    """However often the server looks whether a head is missing."""
+    look, looks, go_on = serving.security.ImpatientProtocol._look, itertools.count(1), threading.Event()
+
+    def counted(protocol, before):
+        look(protocol, before)
+        if next(looks) == 4:
+            go_on.set()
+
+    monkeypatch.setattr(serving.security, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(serving.security.ImpatientProtocol, "_look", counted)
+    with served(FakeChat(after(go_on, "done"))) as address:
+        assert post(address).status_code == 200
+        assert go_on.is_set()
 
 
 @pytest.mark.parametrize(
