@@ -635,6 +635,7 @@ for model, free, memory in json.loads(sys.argv[2]):
 """
 
 
+@pytest.mark.slow
 def test_a_hub_model_that_cannot_be_converted_is_refused_before_its_weights_are_downloaded(
     tiny_checkpoints, tmp_path
 ):
