@@ -17,7 +17,8 @@ def test_every_row_of_the_tables_is_tried():
     assert {*EXPORTED_AS, *BY_HAND} <= tried
 
 
-# Types that the exporter caps and that do not pass the tests above, and those that would be wrong silently.
+# Types that the exporter caps and that do not pass the tests of test_architectures, and those that would be
+# wrong silently.
 REFUSED = [
     "bitnet",
     "dbrx",

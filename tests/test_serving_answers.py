@@ -1,4 +1,4 @@
-"""How an answer is handed on: at once what comes first, together what comes in quick succession."""
+"""How an answer is handed on: the first piece at once, those that come quickly together; and who waits."""
 
 import asyncio
 import threading
