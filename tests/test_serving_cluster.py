@@ -11,9 +11,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 import openai
@@ -25,7 +23,6 @@ from fakes import free_port
 from sampling import SamplingParams
 from serving import cluster
 from serving.client import RemoteChatModel
-from serving.schema import ChatRequest
 
 KEY = "a secret"
 NAME = "smollm2-135m-instruct"
@@ -37,14 +34,6 @@ DEADLINE = 180  # seconds after which a test gives up; Ray is slow on a busy mac
 
 def question(text: str) -> list[dict]:
     return [{"role": "user", "content": text}]
-
-
-def request(*contents: str, system: str | None = None) -> ChatRequest:
-    """Of a conversation whose user and assistant say this in turn."""
-    messages = [] if system is None else [{"role": "system", "content": system}]
-    for index, content in enumerate(contents):
-        messages.append({"role": "assistant" if index % 2 else "user", "content": content})
-    return ChatRequest(messages, SamplingParams(), {}, stream=False, usage=None)
 
 
 # The command line
@@ -109,26 +98,7 @@ def test_a_file_for_serve_deploy_has_the_options_of_the_command(monkeypatch):
     assert (options.replicas, options.precision, options.allow_host) == (2, "INT4", ["a", "b"])
 
 
-# Where a conversation goes
-
-
-def test_a_conversation_keeps_its_name():
-    assert request("Hello").beginning() == request("Hello", "Hi", "And now?").beginning()
-
-
-@pytest.mark.parametrize("other", [request("Hallo"), request("Hello", system="Be brief.")])
-def test_other_conversations_have_other_names(other):
-    assert other.beginning() != request("Hello").beginning()
-
-
 # With Ray
-
-
-@pytest.fixture(scope="module")
-def ray_is_there():
-    if find_spec("ray") is None:
-        reason = "needs Ray Serve: python -m pip install -r requirements-cluster.txt -c constraints.txt"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
 def started(*words: str) -> subprocess.Popen:
@@ -318,20 +288,3 @@ def test_being_told_to_end_lets_answers_finish(ray_is_there, smollm2_folder):
         assert process.wait(DEADLINE) == 0
     finally:
         ended(process)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("silent", "hangs"), [(0.0, False), (10_000.0, True)])
-def test_a_hung_engine_is_not_healthy(ray_is_there, silent, hangs):
-    import asyncio
-
-    from serving.replicas import Engine
-
-    replica = Engine.__new__(Engine)
-    made = SimpleNamespace(silent=silent)
-    replica._chat = SimpleNamespace(engine=SimpleNamespace(result=lambda: made), close=lambda: None)
-    if hangs:
-        with pytest.raises(RuntimeError, match="silent"):
-            asyncio.run(replica.check_health())
-    else:
-        asyncio.run(replica.check_health())
