@@ -156,7 +156,11 @@ def save(file: Path, contestants: list[Contestant]) -> None:
 def add_panel(file: Path, title: str, contestants: list[Contestant]) -> None:
     """Write tokens per second, median and quartiles, as a panel of `docs.draw_speed`."""
     panels = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    rates = {one.title: statistics.quantiles(one.rates, n=4) for one in contestants if one.users == 1}
+    rates = {
+        one.title: statistics.quantiles(one.rates, n=4)
+        for one in contestants
+        if one.users == 1 and one.title != BARE  # what nobody uses by itself
+    }
     panels[title] = {
         "machine": f"{processor().name}, {processor().cores} cores, {time.strftime('%d %B %Y')}",
         "tokens_per_second": {name: [round(value, 1) for value in each] for name, each in rates.items()},

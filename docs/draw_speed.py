@@ -14,7 +14,7 @@ from docs.svg import area, card, path, text
 
 FIGURES = Path(__file__).resolve().parent / "speed.json"
 PICTURE = FIGURES.with_suffix(".svg")
-WIDTH, LEFT, ROW, TOP = 1000, 250, 30, 74
+WIDTH, LEFT, ROW, TOP = 1040, 276, 30, 74
 OWN = "ChatModel"
 
 

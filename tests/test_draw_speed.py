@@ -4,6 +4,8 @@ import json
 import re
 import xml.etree.ElementTree as ET
 
+import pytest
+
 from docs import draw_speed
 
 RATES = {"peer": [90, 100, 120], "ChatModel": [190, 200, 210]}
@@ -24,11 +26,11 @@ def test_bars_are_as_long_as_speeds_are_high_and_the_fastest_is_first():
         float(re.search(rf'class="{colour}-area".*? width="([\d.]+)"', drawn)[1])
         for colour in ("blue", "grey")
     )
-    assert ours == 2 * theirs
+    assert ours == pytest.approx(2 * theirs, rel=1e-4)
 
 
 def test_every_panel_has_the_same_scale():
     half = PANEL | {"tokens_per_second": {"ChatModel": [95, 100, 105]}}
     drawn = draw_speed.draw({"one": PANEL, "other": half})
     widths = [float(width) for width in re.findall(r'"blue-area".*? width="([\d.]+)"', drawn)]
-    assert widths[0] == 2 * widths[1]
+    assert widths[0] == pytest.approx(2 * widths[1], rel=1e-4)
