@@ -1,7 +1,6 @@
 """What one replica of a cluster needs, as its clients see it: the times that `benchmarks.fleet` is fed with.
 
-Knows the chat's contract. The questions are repetitions of a short word behind a number, so that their length
-in tokens is known and no cache helps unless it is meant to.
+Knows the chat's contract. Each question begins with another number, so that no cache helps.
 """
 
 import statistics
@@ -9,9 +8,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import count
+from pathlib import Path
 
 from benchmarks.fleet import Times
-from chat import Chat
+from chat import Chat, ReplyStats
 from config import DEFAULT_MODEL, models_dir
 from conversion import prepare_model
 from genai_engine import GenAIEngine
@@ -20,23 +20,24 @@ from sampling import SamplingParams
 
 ANSWERS = (1, 2, 4, 8, 16)  # of a replica at once
 FEW = 4  # of those, as many have long questions
-SHORT, LONG = 10, 600  # words that do not matter in a question
+SHORT, LONG = 10, 400  # words in a question
 ROUNDS = 3
 NUMBERS = count(10_000)
+WORDS = Path(__file__).with_name("quality_text.txt").read_text(encoding="utf-8").split()
 
 
 def question(words: int) -> list[dict[str, str]]:
     """One that nobody has asked, with a long answer."""
-    text = f"{next(NUMBERS)}.{' so' * words} Write a long story about an old lighthouse."
+    text = f"{next(NUMBERS)}. Write a long story that begins like this: {' '.join(WORDS[:words])}"
     return [{"role": "user", "content": text}]
 
 
-def answer(chat: Chat, words: int, new: int) -> tuple[int, list[tuple[float, int]]]:
-    """Tokens of the prompt that were not in the cache; when the answer had how many tokens."""
+def answer(chat: Chat, words: int, new: int) -> tuple[ReplyStats, list[tuple[float, int]]]:
+    """What an answer cost, and when it had how many tokens."""
     asked = SamplingParams(temperature=0, repetition_penalty=1.0, max_new_tokens=new)
     stream = chat.stream(question(words), asked)
     times = [(time.perf_counter(), stream.stats.new_tokens) for _ in stream]
-    return stream.stats.prompt_tokens - (stream.stats.reused_tokens or 0), times
+    return stream.stats, times
 
 
 def step_seconds(chat: Chat, answers: int, words: int, new: int) -> float:
@@ -47,6 +48,8 @@ def step_seconds(chat: Chat, answers: int, words: int, new: int) -> float:
     """
     with ThreadPoolExecutor(answers) as pool:
         all_times = [times for _, times in pool.map(lambda _: answer(chat, words, new), range(answers))]
+    if not all(all_times):
+        raise ValueError("An answer had no text.")
     begin, end = max(times[0][0] for times in all_times), min(times[-1][0] for times in all_times)
     steps = []
     for times in all_times:
@@ -61,14 +64,14 @@ def step_seconds(chat: Chat, answers: int, words: int, new: int) -> float:
 def prompt_seconds(chat: Chat, replicas: int, words: int) -> tuple[float, float]:
     """Median seconds to the first token while each replica has one prompt, and tokens of that prompt."""
 
-    def first_token(_: int) -> tuple[float, int]:
-        started = time.perf_counter()
-        computed, times = answer(chat, words, 1)
-        return times[0][0] - started, computed
-
     with ThreadPoolExecutor(replicas) as pool:
-        got = [one for _ in range(ROUNDS) for one in pool.map(first_token, range(replicas))]
-    return statistics.median(seconds for seconds, _ in got), statistics.median(n for _, n in got)
+        got = [
+            stats
+            for _ in range(ROUNDS)
+            for stats, _ in pool.map(lambda _: answer(chat, words, FEW), range(replicas))
+        ]
+    computed = statistics.median(stats.prompt_tokens - (stats.reused_tokens or 0) for stats in got)
+    return statistics.median(stats.time_to_first_token for stats in got), computed
 
 
 def measure(chat: Chat, replicas: int = 1) -> Times:
@@ -96,7 +99,7 @@ def measure(chat: Chat, replicas: int = 1) -> Times:
     return Times(
         machine=f"{here.name}, {here.cores} cores",
         decode_seconds={answers: round(seconds, 5) for answers, seconds in decode.items()},
-        decode_seconds_per_context_token=max(0.0, (long - decode[FEW]) / (FEW * (LONG - SHORT))),
+        decode_seconds_per_context_token=max(0.0, (long - decode[FEW]) / (FEW * (full - short))),
         prefill_seconds_per_token=per_token,
         prefill_seconds_per_context_token=max(0.0, 2 * bend),
         overhead_seconds=max(0.0, short_first - short * per_token - decode[1]),
