@@ -85,12 +85,14 @@ class Times:
 
 @dataclass(frozen=True)
 class Workload:
-    """Who asks: so many sessions for each replica at any time; one that has ended is followed by another.
+    """Who asks: so many sessions for each replica at any time.
 
     system: tokens that all prompts begin with.
     question, answer: tokens; with `varied`, of exponential distributions around these.
     think: mean seconds between an answer and the next question; life: mean seconds of a replica.
     restart: seconds until another takes its place.
+    followed: whether sessions that have ended are followed by others. If not, all begin at once, and the
+        figures are those of all answers until the last.
     """
 
     sessions: int = 40
@@ -102,6 +104,7 @@ class Workload:
     life: float = 24 * 3600.0
     restart: float = 30.0
     varied: bool = True
+    followed: bool = True
 
 
 @dataclass(eq=False)
@@ -328,13 +331,14 @@ class Simulation:
         for _ in range(replicas):
             self._come(0.0)
         for _ in range(replicas * load.sessions):
-            self._begin_session(0.0, self._chance.uniform(0, load.think + 1))
+            self._begin_session(0.0, self._chance.uniform(0, load.think + 1) if load.followed else 0.0)
 
     def run(self, answers: int | None) -> Figures:
         """See `simulate`."""
         load = self._load
-        answers = answers or 3 * load.turns * load.sessions * self._figures.replicas // 2
-        self._warm_up = answers // 3
+        all_turns = load.turns * load.sessions * self._figures.replicas
+        answers = answers or (3 * all_turns // 2 if load.followed else all_turns)
+        self._warm_up = answers // 3 if load.followed else 0
         now = 0.0
         while self._counted < answers:
             now, _, action, arguments = heapq.heappop(self._events)
@@ -382,7 +386,7 @@ class Simulation:
                 after = now + self._pause(self._load.think)
                 history = request.prompt + request.answer
                 self._plan(after, self._ask, request.session, history, request.turn + 1)
-            else:
+            elif self._load.followed:
                 self._begin_session(now, self._pause(self._load.think))
         self._look_at(replica)
 

@@ -219,6 +219,7 @@ def measure_conversations(options: argparse.Namespace) -> None:
         with server(*words) as (chat, _):
             if replicas not in times:  # two get equal shares of what is measured from Ray's own router
                 times[replicas] = replica_times.measure(chat, replicas)
+                print(times[replicas], file=sys.stderr)
             started = time.perf_counter()
             with ThreadPoolExecutor(options.users) as pool:
                 talks = list(
@@ -240,6 +241,7 @@ def measure_conversations(options: argparse.Namespace) -> None:
             think=0,
             life=0,
             varied=False,
+            followed=False,
         )
         told = [fleet.simulate(times[replicas], load, replicas, router, seed=seed) for seed in range(9)]
         cached, first, rate = (
