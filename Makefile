@@ -80,7 +80,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope
 test: install
 	$(PYTEST) -m "not slow"
 
-test-all: test .venv/installed-cluster
+test-all: .venv/installed-cluster test
 	$(PYTEST) -m slow
 
 notebook: install

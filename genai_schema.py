@@ -30,7 +30,7 @@ class SchemaCheck:
         vocabulary: how many tokens the model tells apart; None: as many as the tokenizer has.
     """
 
-    def __init__(self, tokenizer: "openvino_genai.Tokenizer", vocabulary: int | None):
+    def __init__(self, tokenizer: "openvino_genai.Tokenizer", vocabulary: int | None = None):
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
         self._pipeline: openvino_genai.LLMPipeline | None = None

@@ -1,9 +1,10 @@
 """Decoding speed side by side: this project's engines, Optimum's `generate`, and peers.
 
 Each contestant has a process of its own (`benchmarks.contestant`) and they take turns, so that a busy machine
-slows all alike. Prints one table in Markdown.
+slows all alike. Prints one table in Markdown. `--avx2` keeps all but llama.cpp to AVX2
+(`benchmarks.avx2`); that one has to be built for it: `-DGGML_NATIVE=OFF -DGGML_AVX512=OFF`.
 
-Usage: python -m benchmarks.decoding [--rounds 5] [--peers LLAMA_CPP_PYTHON] [--gguf Q8_0=FILE ...]
+Usage: python -m benchmarks.decoding [--rounds 5] [--peers LLAMA_CPP_PYTHON] [--gguf Q8_0=FILE ...] [--avx2]
 """
 
 import argparse
@@ -13,6 +14,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,7 @@ import telemetry
 
 telemetry.turn_off()
 
-from benchmarks import check
+from benchmarks import avx2, check
 from benchmarks.resident import resident
 from config import DEFAULT_MODEL
 from conversion import prepare_model
@@ -42,6 +44,7 @@ class Contestant:
     source: Path  # a folder or a file
     users: int = 1
     python: str = sys.executable
+    environment: dict[str, str] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)
     firsts: list[float] = field(default_factory=list)
     long_firsts: list[float] = field(default_factory=list)
@@ -54,6 +57,7 @@ class Contestant:
             subprocess.Popen(
                 [self.python, "-m", "benchmarks.contestant", self.kind, str(self.source)],
                 cwd=PROJECT,
+                env=os.environ | self.environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -121,7 +125,8 @@ def chosen(options: argparse.Namespace) -> list[Contestant]:
         if options.only and not any(part in title for part in options.only):
             continue
         source = prepare_model(options.model, precision) if precision else fetch_checkpoint(options.model)
-        contestants.append(Contestant(title, kind, source, users))
+        environment = avx2.ENVIRONMENT if options.avx2 else {}
+        contestants.append(Contestant(title, kind, source, users, environment=environment))
     if options.peers:
         for entry in options.gguf:
             title, file = entry.split("=", 1)
@@ -148,6 +153,21 @@ def save(file: Path, contestants: list[Contestant]) -> None:
     check.save(file, ratios)
 
 
+def add_panel(file: Path, title: str, contestants: list[Contestant]) -> None:
+    """Write tokens per second, median and quartiles, as a panel of `docs.draw_speed`."""
+    panels = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    rates = {
+        one.title: statistics.quantiles(one.rates, n=4)
+        for one in contestants
+        if one.users == 1 and one.title != BARE  # what nobody uses by itself
+    }
+    panels[title] = {
+        "machine": f"{processor().name}, {processor().cores} cores, {time.strftime('%d %B %Y')}",
+        "tokens_per_second": {name: [round(value, 1) for value in each] for name, each in rates.items()},
+    }
+    file.write_text(json.dumps(panels, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -157,6 +177,8 @@ def main() -> None:
     parser.add_argument("--gguf", nargs="*", default=[], help="files for llama.cpp, as TITLE=FILE")
     parser.add_argument("--no-long-prompt", action="store_true")
     parser.add_argument("--save", type=Path, help="write the ratios as JSON, for `benchmarks.check`")
+    parser.add_argument("--avx2", action="store_true")
+    parser.add_argument("--panel", nargs=2, metavar=("FILE", "TITLE"), help="write the rates for a picture")
     parser.add_argument("--only", nargs="*", help="run contestants whose titles contain one of these")
     options = parser.parse_args()
     contestants = chosen(options)
@@ -173,7 +195,7 @@ def main() -> None:
                 contestant.run(long_prompt=not options.no_long_prompt and number < 3)
     reference = next((one for one in contestants if one.title == "ChatModel, INT8"), contestants[0])
     print(f"{options.model}, {SHORT} prompt and {NEW} new tokens, median of {options.rounds} rounds")
-    print(this_machine())
+    print(this_machine() + ", kept to AVX2" * options.avx2)
     print(f"load average {os.getloadavg()[0]:.1f}; memory can be read at {readable / 1e9:.1f} GB/s\n")
     print(
         f"| | tokens/s | relative to {reference.title} (range) | weights read, share of the memory's speed | "
@@ -190,6 +212,8 @@ def main() -> None:
             f"({min(ratios):.2f} to {max(ratios):.2f}) | {share} | {statistics.median(one.firsts):.2f} s | "
             f"{long_first} | {one.load:.1f} s | {one.memory[0]:.2f} + {one.memory[1]:.2f} GB |"
         )
+    if options.panel:
+        add_panel(Path(options.panel[0]), options.panel[1], contestants)
     if options.save:
         save(options.save, contestants)
 

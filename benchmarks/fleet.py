@@ -6,11 +6,12 @@ back. Compared are three ways to choose the replica of a question: by its conver
 
 A replica is the scheduler of `genai_worker` in between two events: running answers all get a token a step,
 prompts are computed one after the other with what room a step has left, and further requests wait. Between
-two events speeds are constant, so that an event costs the same whatever the number of tokens. A request whose
-replica dies is asked again elsewhere, with all it has said so far. Left out: networks, Ray itself,
-conversations that outgrow the context.
+two events speeds are constant, so that an event costs the same whatever the number of tokens; for that, an
+answer has the context of its middle from its beginning on. A request whose replica dies is asked again
+elsewhere, with all it has said so far. Left out: networks, conversations that outgrow the context. What HTTP
+and Ray cost is in the times, which were measured by a client (`benchmarks.serving times`).
 
-Usage: python -m benchmarks.fleet [--replicas 1 2 10 100 1000] [--measure]    (some minutes)
+Usage: python -m benchmarks.fleet [--replicas 1 2 10 100 1000]    (some minutes)
 """
 
 import argparse
@@ -18,11 +19,9 @@ import bisect
 import heapq
 import json
 import random
-import statistics
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -38,6 +37,9 @@ class Times:
     """What one replica needs: seconds of a step by the number of answers in it, and of a token of a prompt.
 
     cache_tokens: how many its KV cache holds.
+    decode_seconds_per_context_token: of a step, for each token in the contexts of its answers.
+    prefill_seconds_per_context_token: of a token of a prompt, for each token before it.
+    overhead_seconds: of a request, before it is at the engine.
     step_tokens: the most tokens of answers and prompts together that a step computes.
     """
 
@@ -45,6 +47,9 @@ class Times:
     decode_seconds: dict[int, float]
     prefill_seconds_per_token: float
     cache_tokens: int
+    decode_seconds_per_context_token: float = 0.0
+    prefill_seconds_per_context_token: float = 0.0
+    overhead_seconds: float = 0.0
     max_requests: int = 16
     step_tokens: int = 32
 
@@ -54,8 +59,19 @@ class Times:
         values = json.loads(file.read_text(encoding="utf-8"))
         return cls(**values | {"decode_seconds": {int(n): s for n, s in values["decode_seconds"].items()}})
 
-    def decode(self, answers: int) -> float:
-        """Seconds of a step with so many answers, between the measured ones on a straight line."""
+    def decode(self, answers: int, context: float = 0.0) -> float:
+        """Seconds of a step with so many answers, between the measured ones on a straight line.
+
+        Args:
+            context: tokens of all these answers' contexts together.
+        """
+        return self._without_context(answers) + context * self.decode_seconds_per_context_token
+
+    def prefill(self, context: float) -> float:
+        """Seconds of a token of a prompt that so many come before."""
+        return self.prefill_seconds_per_token + context * self.prefill_seconds_per_context_token
+
+    def _without_context(self, answers: int) -> float:
         known = sorted(self.decode_seconds)
         if answers == 0:
             return 0.0
@@ -69,12 +85,14 @@ class Times:
 
 @dataclass(frozen=True)
 class Workload:
-    """Who asks: so many sessions for each replica at any time; one that has ended is followed by another.
+    """Who asks: so many sessions for each replica at any time.
 
     system: tokens that all prompts begin with.
     question, answer: tokens; with `varied`, of exponential distributions around these.
     think: mean seconds between an answer and the next question; life: mean seconds of a replica.
     restart: seconds until another takes its place.
+    followed: whether sessions that have ended are followed by others. If not, all begin at once, and the
+        figures are those of all answers until the last.
     """
 
     sessions: int = 40
@@ -86,6 +104,7 @@ class Workload:
     life: float = 24 * 3600.0
     restart: float = 30.0
     varied: bool = True
+    followed: bool = True
 
 
 @dataclass(eq=False)
@@ -99,8 +118,14 @@ class Request:
     turn: int
     said: int = 0
     left: float = 0.0  # tokens of the prompt that are still to be computed
+    before: float = 0.0  # tokens that come before one of these, in the middle
     begun: float | None = None
     done_at: float = 0.0  # on the replica's counter of steps
+
+    @property
+    def context(self) -> float:
+        """Tokens in the cache while it is being answered, in the middle."""
+        return self.prompt + self.answer / 2
 
 
 @dataclass
@@ -144,6 +169,7 @@ class Replica:
         self._cache: OrderedDict[int, int] = OrderedDict()  # tokens of sessions, the latest last
         self._cached = 0
         self._count = 0
+        self._context = 0.0  # tokens in the contexts of all running answers
         self.version = 0  # an event that was planned before something changed is void
         self.load = 0  # requests in all
 
@@ -178,10 +204,12 @@ class Replica:
                 request.begun = now
             request.done_at = self._steps + max(1, request.answer - request.said)
             self._count += 1
+            self._context += request.context
             heapq.heappush(self._decoding, (request.done_at, self._count, request))
         while self._decoding and self._decoding[0][0] - self._steps < 1e-6:
             request = heapq.heappop(self._decoding)[2]
             self._remember(request.session, request.prompt + request.answer)
+            self._context -= request.context
             self.load -= 1
             done.append(request)
         self._admit(figures)
@@ -196,10 +224,13 @@ class Replica:
 
     def _step(self) -> tuple[float, int]:
         """Seconds of a step, and tokens of a prompt in it."""
-        room = self._times.step_tokens - len(self._decoding) if self._prefill else 0
-        if self._prefill:
-            room = max(1, min(room, round(self._prefill[0].left) or 1))
-        return self._times.decode(len(self._decoding)) + room * self._times.prefill_seconds_per_token, room
+        seconds = self._times.decode(len(self._decoding), self._context)
+        if not self._prefill:
+            return seconds, 0
+        first = self._prefill[0]
+        room = self._times.step_tokens - len(self._decoding)
+        room = max(1, min(room, round(first.left) or 1))
+        return seconds + room * self._times.prefill(first.before), room
 
     def _pass(self, now: float) -> None:
         step, room = self._step()
@@ -218,6 +249,7 @@ class Replica:
             figures.prompt_tokens += prompt
             figures.cached_tokens += cached
             request.left = float(prompt - cached)
+            request.before = cached + request.left / 2
             self._remember(request.session, prompt)
             self._prefill.append(request)
 
@@ -299,13 +331,14 @@ class Simulation:
         for _ in range(replicas):
             self._come(0.0)
         for _ in range(replicas * load.sessions):
-            self._begin_session(0.0, self._chance.uniform(0, load.think + 1))
+            self._begin_session(0.0, self._chance.uniform(0, load.think + 1) if load.followed else 0.0)
 
     def run(self, answers: int | None) -> Figures:
         """See `simulate`."""
         load = self._load
-        answers = answers or 3 * load.turns * load.sessions * self._figures.replicas // 2
-        self._warm_up = answers // 3
+        all_turns = load.turns * load.sessions * self._figures.replicas
+        answers = answers or (3 * all_turns // 2 if load.followed else all_turns)
+        self._warm_up = answers // 3 if load.followed else 0
         now = 0.0
         while self._counted < answers:
             now, _, action, arguments = heapq.heappop(self._events)
@@ -327,7 +360,8 @@ class Simulation:
 
     def _ask(self, now: float, session: int, history: int, turn: int) -> None:
         prompt = history + self._amount(self._load.question)
-        self._send(now, Request(session, prompt, self._amount(self._load.answer), now, turn))
+        request = Request(session, prompt, self._amount(self._load.answer), now, turn)
+        self._plan(now + self._times.overhead_seconds, self._send, request)
 
     def _send(self, now: float, request: Request) -> None:
         if not self._router.replicas:
@@ -352,7 +386,7 @@ class Simulation:
                 after = now + self._pause(self._load.think)
                 history = request.prompt + request.answer
                 self._plan(after, self._ask, request.session, history, request.turn + 1)
-            else:
+            elif self._load.followed:
                 self._begin_session(now, self._pause(self._load.think))
         self._look_at(replica)
 
@@ -433,65 +467,11 @@ def draw(rows: list[Figures], file: Path) -> None:
     figure.savefig(file, metadata={"Date": None})
 
 
-def measure(threads: int | None = None) -> Times:
-    """The times of a replica on this machine, the default model at INT8. Takes a minute.
-
-    Args:
-        threads: how many it has; None takes as many as there are cores.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-    from time import perf_counter
-
-    from config import DEFAULT_MODEL, models_dir
-    from conversion import prepare_model
-    from genai_engine import GenAIEngine
-    from machine import processor
-    from sampling import SamplingParams
-
-    folder = prepare_model(DEFAULT_MODEL, models_dir=models_dir())
-    engine = GenAIEngine(folder, ov_config={"INFERENCE_NUM_THREADS": str(threads)} if threads else None)
-    chance = random.Random(0)
-
-    def prompt(tokens: int) -> list[int]:
-        return [chance.randrange(1000, 40_000) for _ in range(tokens)]
-
-    def seconds(answers: int, tokens: int) -> float:
-        """Of a step: of so many answers at once, the time between the tokens of the last to begin."""
-
-        def gaps(ids: list[int]) -> list[float]:
-            stream = engine.generate(ids, SamplingParams(temperature=0, max_new_tokens=tokens))
-            times = [perf_counter() for _ in stream]
-            return [later - earlier for earlier, later in pairwise(times)]
-
-        with ThreadPoolExecutor(answers) as pool:
-            return statistics.median(gap for got in pool.map(gaps, [prompt(32)] * answers) for gap in got)
-
-    decode = {answers: seconds(answers, 60) for answers in (1, 2, 4, 8, 16)}
-    length, starts = 1000, []
-    for _ in range(3):
-        started = perf_counter()
-        next(engine.generate(prompt(length), SamplingParams(temperature=0, max_new_tokens=1)))
-        starts.append(perf_counter() - started)
-    engine.close()
-    here = processor()
-    return Times(
-        machine=f"{here.name}, {threads or here.cores} cores",
-        decode_seconds={answers: round(value, 5) for answers, value in decode.items()},
-        prefill_seconds_per_token=round(statistics.median(starts) / length, 6),
-        cache_tokens=engine.cache_tokens,
-    )
-
-
 def main() -> None:
     """Print the table and draw the picture."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 10, 100, 1000])
-    parser.add_argument(
-        "--measure", action="store_true", help="measure this machine first, and write that down"
-    )
     options = parser.parse_args()
-    if options.measure:
-        TIMES.write_text(json.dumps(asdict(measure()), indent=2) + "\n", encoding="utf-8")
     times, load = Times.read(), Workload()
     rows = [simulate(times, load, replicas, router) for replicas in options.replicas for router in ROUTERS]
     print(f"Fed with the times of {times.machine}; {load}\n\n{table(rows)}")

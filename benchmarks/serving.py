@@ -7,15 +7,17 @@ On the default model at INT8, side by side:
 - replicas: two of one thread against one of two, 16 users at once, with the memory of each;
 - conversations: of ten turns, 32 at once, on two replicas: what share of the prompts was in the cache, and
   seconds to the first token in turn ten. Consistent hashing, Ray Serve's own router, and one replica alone,
-  each beside what `benchmarks.fleet` foretells from the times of one replica with as many threads.
+  each beside what `benchmarks.fleet` foretells from the times of a replica of that cluster;
+- times: of a replica, the only one of a cluster, written to where `benchmarks.fleet` reads them.
 
 Of what stays the same rounds alternate, and the median of the quotients within a round is given.
 
-Usage: python -m benchmarks.serving [endpoint] [cluster] [replicas] [conversations] [--rounds 5] [--users 32]
+Usage: python -m benchmarks.serving [endpoint] [cluster] [replicas] [conversations] [times]
+           [--rounds 5] [--users 32]
 """
 
 import argparse
-import os
+import json
 import re
 import socket
 import statistics
@@ -25,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
@@ -34,7 +37,7 @@ import telemetry
 
 telemetry.turn_off()
 
-from benchmarks import fleet
+from benchmarks import fleet, replica_times
 from chat import Chat, ReplyStats
 from config import DEFAULT_MODEL, models_dir
 from conversion import prepare_model
@@ -204,17 +207,19 @@ def measure_conversations(options: argparse.Namespace) -> None:
     """What of the prompts is found in the caches, by router; and what the simulation foretells."""
     contestants: list[tuple[str, tuple[str, ...], int, str]] = [
         ("one replica alone", cluster(1), 1, "consistent hashing"),
-        ("two, consistent hashing", cluster(2), 2, "consistent hashing"),
         ("two, Ray Serve's own router", cluster(2, own_router=True), 2, "random"),
+        ("two, consistent hashing", cluster(2), 2, "consistent hashing"),
     ]
-    cores = os.cpu_count() or 1
+    times: dict[int, fleet.Times] = {}
     print(
         "\n| | cached | last turn: first token | tokens/s | foretold: cached | first token | tokens/s |"
         "\n|---|---|---|---|---|---|---|"
     )
     for title, words, replicas, router in contestants:
-        times = fleet.measure(max(1, cores // replicas))
         with server(*words) as (chat, _):
+            if replicas not in times:  # two get equal shares of what is measured from Ray's own router
+                times[replicas] = replica_times.measure(chat, replicas)
+                print(times[replicas], file=sys.stderr)
             started = time.perf_counter()
             with ThreadPoolExecutor(options.users) as pool:
                 talks = list(
@@ -236,13 +241,29 @@ def measure_conversations(options: argparse.Namespace) -> None:
             think=0,
             life=0,
             varied=False,
+            followed=False,
         )
-        told = fleet.simulate(times, load, replicas, router)
+        told = [fleet.simulate(times[replicas], load, replicas, router, seed=seed) for seed in range(9)]
+        cached, first, rate = (
+            statistics.median(values)
+            for values in zip(
+                *((one.cache_share, fleet.middle(one.last_turn), one.tokens / one.seconds) for one in told),
+                strict=True,
+            )
+        )
         print(
-            f"| {title} | {share:.1%} | {last:.2f} s | {news / seconds:.1f} | {told.cache_share:.1%} "
-            f"| {fleet.middle(told.last_turn):.2f} s | {told.tokens / told.seconds:.1f} |",
+            f"| {title} | {share:.1%} | {last:.2f} s | {news / seconds:.1f} "
+            f"| {cached:.1%} | {first:.2f} s | {rate:.1f} |",
             flush=True,
         )
+
+
+def measure_times(options: argparse.Namespace) -> None:
+    """What a replica needs, for `benchmarks.fleet`."""
+    with server(*cluster(1)) as (chat, _):
+        times = replica_times.measure(chat)
+    fleet.TIMES.write_text(json.dumps(asdict(times), indent=2) + "\n", encoding="utf-8")
+    print(times)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -250,6 +271,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "cluster": measure_cluster,
     "replicas": measure_replicas,
     "conversations": measure_conversations,
+    "times": measure_times,
 }
 
 

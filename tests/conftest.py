@@ -1,6 +1,7 @@
 """Fixtures shared by the tests. The default model is fetched once and converted once, into `models/`."""
 
 import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,8 +14,11 @@ telemetry.turn_off()
 import conversion
 from chat import ChatModel
 from config import DEFAULT_MODEL, SUPPORTED_MODELS
+from endpoint_clients import address, client, fake_chat  # noqa: F401 (fixtures)
+from hub_downloads import fetch, home, hub  # noqa: F401 (fixtures)
+from mpt_converter import convert_mpt
 from replies import byte_fallback, byte_level, chat, chats, name, playing, tokenizer  # noqa: F401 (fixtures)
-from tiny_checkpoints import FAMILIES, make_tiny_checkpoint
+from tiny_checkpoints import FAMILIES, make_tiny_checkpoint, tiny_mpt
 from tuning import EXACT
 
 PROJECT = Path(__file__).parent.parent
@@ -46,6 +50,12 @@ def tiny_checkpoints(tmp_path_factory) -> dict[str, Path]:
     return {family: make_tiny_checkpoint(root / family, family) for family in FAMILIES}
 
 
+@pytest.fixture
+def llama_copy(tiny_checkpoints, tmp_path) -> Path:
+    """A copy of a tiny checkpoint, to be changed or damaged."""
+    return shutil.copytree(tiny_checkpoints["llama"], tmp_path / "checkpoint")
+
+
 @pytest.fixture(scope="session")
 def converted(tiny_checkpoints, tmp_path_factory):
     """Converts a tiny checkpoint, the first time it is asked for."""
@@ -53,6 +63,26 @@ def converted(tiny_checkpoints, tmp_path_factory):
     return lambda family, precision: conversion.prepare_model(
         NAMES[family], precision, models_dir, tiny_checkpoints[family]
     )
+
+
+@pytest.fixture(scope="session")
+def mpt_model():
+    """A tiny MPT of 32 bits, in PyTorch."""
+    return tiny_mpt()
+
+
+@pytest.fixture(scope="session")
+def mpt_folder(mpt_model, tmp_path_factory) -> Path:
+    """The same, converted."""
+    return convert_mpt(mpt_model, tmp_path_factory.mktemp("mpt") / "FP16")
+
+
+@pytest.fixture(scope="session")
+def ray_is_there() -> None:
+    """Skips tests of what needs Ray Serve where it is not installed; in CI it has to be."""
+    if find_spec("ray") is None:
+        reason = "needs Ray Serve: python -m pip install -r requirements-cluster.txt -c constraints.txt"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -80,11 +110,3 @@ def smollm2_genai_chat(smollm2_folder, smollm2) -> ChatModel:
 
     engine = GenAIEngine(smollm2_folder, ov_config=EXACT)
     return ChatModel(engine, smollm2[1], SUPPORTED_MODELS[DEFAULT_MODEL])
-
-
-@pytest.fixture(scope="session")
-def ray_is_there() -> None:
-    """Skips where Ray is not installed, which it is for the whole suite."""
-    if find_spec("ray") is None:
-        reason = "needs Ray Serve: python -m pip install -r requirements-cluster.txt -c constraints.txt"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)

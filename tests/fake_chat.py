@@ -76,6 +76,7 @@ class FakeChat:
         self.dropped = dropped
         self.asked: list[tuple] = []
         self.computed = 0
+        self.held = threading.Event()  # a reply has come to where it waits to be stopped
         self.closed = threading.Event()  # a reply was stopped before its end
         self._pieces, self._reason = pieces, reason
 
@@ -102,8 +103,15 @@ def talking(chat: FakeChat) -> Iterator[str]:
 
 def computing_the_prompt(chat: FakeChat) -> Iterator[str]:
     """A reply whose first word never comes."""
+    chat.held.set()
     chat.closed.wait(DEADLINE)
     yield "late"
+
+
+def falling_silent(chat: FakeChat) -> Iterator[str]:
+    """A reply of two words, whose third never comes."""
+    yield from ("one ", "two ")
+    yield from computing_the_prompt(chat)
 
 
 def after(event: threading.Event, *pieces: str) -> list:

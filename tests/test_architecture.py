@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from docs import draw_design
-from docs.draw_design import FOR_TYPES, LATER, ROOMS, WHEN_LOADED, Arrow, find_arrows, module_files
+from docs.draw_design import ROOMS, find_arrows, module_files
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = module_files()
@@ -56,9 +56,24 @@ def test_arrows_go_down():
     assert not up
 
 
-def test_the_picture_is_drawn_from_todays_imports():
-    picture = draw_design.PICTURE.read_text(encoding="utf-8")
-    assert picture == draw_design.draw(FILES), "Draw it: python -m docs.draw_design"
+def test_every_module_has_a_test_file_of_its_name_that_uses_it():
+    """serving.api: test_serving_api.py; docs.svg: test_svg.py. For benchmarks there is test_benchmarks.py."""
+    lacking = []
+    for module in [*FILES, *(f"docs.{file.stem}" for file in ROOT.glob("docs/*.py"))]:
+        test = ROOT / "tests" / f"test_{module.removeprefix('docs.').replace('.', '_')}.py"
+        if not test.is_file() or module not in imported_modules(test):
+            lacking.append(f"{module}: {test.name}")
+    assert lacking == []
+
+
+def imported_modules(file: Path) -> set[str]:
+    """What a file imports, with dots, wherever in it: modules, and what may be names in them."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
 
 
 @pytest.mark.parametrize("module", FILES)
@@ -77,37 +92,7 @@ def test_private_names_of_libraries_are_the_known_ones():
     assert sorted(ALLOWED_PRIVATE.keys() - used) == [], "No longer used: take it off the list"
 
 
-# How imports and private names are found
-
-
-def write_house(folder: Path, **modules: str) -> dict[str, Path]:
-    for name, text in modules.items():
-        (folder / f"{name}.py").write_text(text, encoding="utf-8")
-    return module_files(folder)
-
-
-def test_imports_are_found_wherever_they_stand(tmp_path):
-    files = write_house(
-        tmp_path,
-        ground="import json",
-        a="import ground",
-        b="def work():\n    from ground import thing",
-        c="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ground import Thing",
-        d="class D:\n    def work(self):\n        import a\nimport a",
-    )
-    assert find_arrows(files) == [
-        Arrow("a", "ground", WHEN_LOADED),
-        Arrow("b", "ground", LATER),
-        Arrow("c", "ground", FOR_TYPES),
-        Arrow("d", "a", WHEN_LOADED),
-    ]
-
-
-@pytest.mark.parametrize("line", ["from serving import low", "import serving.low", "from .low import A"])
-def test_modules_of_a_package_are_found(tmp_path, line):
-    (tmp_path / "serving").mkdir()
-    write_house(tmp_path / "serving", __init__="", low="", high=line)
-    assert find_arrows(module_files(tmp_path)) == [Arrow("serving.high", "serving.low", WHEN_LOADED)]
+# How private names are found
 
 
 def private_names(text: str) -> Iterator[str]:

@@ -15,11 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import conversion
-from config import SUPPORTED_MODELS, ModelConfig
+from config import SUPPORTED_MODELS
 from engine import OptimumEngine
 from genai_engine import GenAIEngine
-from lifted_caps import EXPORTED_AS, WRONG_RESULTS
-from routes import BY_HAND, route_of
 from sampling import SamplingParams
 from tiny_architectures import ARCHITECTURES, load_pytorch, make_tiny_architecture
 from tuning import EXACT
@@ -105,11 +103,6 @@ def test_replies_of_an_engine(tiny, open_engine):
     assert found == tiny.replies
 
 
-def test_every_row_of_the_tables_is_tried():
-    tried = {model_type for model_type, _ in ARCHITECTURES.values()}
-    assert {*EXPORTED_AS, *BY_HAND} <= tried
-
-
 # What the catalogue's checkpoints are, by their config.json.
 FAMILIES = {
     "smollm2-135m-instruct": "llama",
@@ -159,76 +152,6 @@ FAMILIES = {
 def test_every_model_of_the_catalogue_is_of_an_architecture_that_is_tried():
     assert FAMILIES.keys() == SUPPORTED_MODELS.keys()
     assert set(FAMILIES.values()) <= ARCHITECTURES.keys()
-
-
-# Types that the exporter caps and that do not pass the tests above, and those that would be wrong silently.
-REFUSED = [
-    "bitnet",
-    "dbrx",
-    "deepseek_v2",
-    "deepseek_v3",
-    "falcon_mamba",
-    "gemma3n_text",
-    "gemma4_text",
-    "lfm2",
-    "lfm2_moe",
-    "llama4_text",
-    "mamba",
-    "qwen3_5_moe_text",
-    "qwen3_5_text",
-    "qwen3_next",
-    "zamba2",
-    *WRONG_RESULTS,
-]
-
-
-@pytest.mark.parametrize("model_type", REFUSED)
-def test_other_types_are_refused_by_name(model_type):
-    settings = {"model_type": model_type}
-    with pytest.raises(ValueError, match=f"'{model_type}'"):
-        route_of(settings).check_settings(settings)
-
-
-def test_no_capped_type_is_forgotten():
-    """Each that transformers still has is either lifted and tried, or refused above."""
-    import optimum.exporters.openvino  # noqa: F401
-    from optimum.exporters.tasks import TasksManager
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    task = "text-generation-with-past"
-    unknown = []
-    for model_type in TasksManager.get_supported_model_type_for_task(task, exporter="openvino"):
-        settings = {"model_type": model_type, "text_config": {}}
-        if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in BY_HAND:
-            try:
-                route_of(settings).check_settings(settings)
-            except ValueError:
-                unknown.append(model_type)
-    assert set(unknown) - {"llama4", "marian"} == set(REFUSED)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"model_type": "falcon", "alibi": True}, "ALiBi"),
-        ({"model_type": "gemma3", "text_config": {"model_type": "gemma4_text"}}, "gemma4_text"),
-        ({"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]}, "Mamba"),
-        ({"model_type": "granitemoehybrid", "layer_types": ["attention"], "num_local_experts": 8}, "experts"),
-        ({"model_type": "granitemoehybrid", "layer_types": ["attention"]}, "rotary"),
-    ],
-)
-def test_settings_that_cannot_be_honoured_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        route_of(settings).check_settings(settings)
-
-
-def test_weights_that_a_checkpoint_with_pictures_lacks_are_named(tmp_path):
-    folder = make_tiny_architecture(tmp_path / "checkpoint", "gemma3")
-    weights = load_file(folder / "model.safetensors")
-    del weights["language_model.model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj"):
-        conversion.export_fp16(folder, tmp_path / "model", ModelConfig(model_id="x"))
 
 
 @pytest.mark.slow

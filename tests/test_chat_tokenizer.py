@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from chat_tokenizer import open_tokenizer
+from damaged_checkpoints import change
 from prompt import PromptWriter
 from prompt_formats import CHATML, CONVERSATION, PROMPT_FORMATS, make_tokenizer
 from tiny_checkpoints import FAMILIES
@@ -34,10 +35,6 @@ def saved_pair(tokenizer: PreTrainedTokenizerFast, folder: Path):
     """A tokenizer saved and opened again, by us and by transformers."""
     tokenizer.save_pretrained(folder)
     return open_tokenizer(folder), PreTrainedTokenizerFast.from_pretrained(folder)
-
-
-def change(file: Path, **changes) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", MODELS)

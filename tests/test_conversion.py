@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import openvino
-import openvino_tokenizers
 import pytest
 import torch
 from safetensors.torch import load as load_weights
@@ -30,10 +28,9 @@ from transformers import (
 
 import conversion
 import hub_source
-import model_source
 import workspace
-from checkpoint import Weights, look, stored_dtype
-from config import DEFAULT_MODEL, ModelConfig
+from checkpoint import Weights, look
+from config import ModelConfig
 from conftest import EXACT, MODEL_FILES, NAMES
 from conversion import FOLDER_NAMES, load_model, prepare_model, prepare_models
 from fake_hub import FakeHub
@@ -41,7 +38,6 @@ from hub_source import HubCheckpoint
 from model_folder import REQUIRED_FILES, model_folder
 from model_source import FoundCheckpoint
 from tiny_checkpoints import FAMILIES, make_tiny_checkpoint
-from tokenizer_files import write_tokenizer_ir
 
 ROOT = Path(__file__).parents[1]
 
@@ -142,29 +138,6 @@ def test_fp16_computes_what_pytorch_does(converted, tiny_checkpoints, family, pr
 # Memory: the weights stay in the files of the checkpoint
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_weights_are_exported_as_they_are_stored(tmp_path, dtype, suffix):
-    """Whatever the configuration says, which may name another type."""
-    checkpoint = make_tiny_checkpoint(tmp_path / "checkpoint", "llama")
-    weights = {name: tensor.to(dtype) for name, tensor in load_file(checkpoint / "model.safetensors").items()}
-    if suffix == "bin":
-        torch.save(weights, checkpoint / "pytorch_model.bin")
-        (checkpoint / "model.safetensors").unlink()
-    else:  # not over the file that is mapped
-        save_file(weights, checkpoint / "new", metadata={"format": "pt"})
-        (checkpoint / "new").rename(checkpoint / "model.safetensors")
-    config = json.loads((checkpoint / "config.json").read_text())
-    stated = "float16" if dtype == torch.float32 else "float32"
-    (checkpoint / "config.json").write_text(json.dumps(config | {"dtype": stated}))
-    assert stored_dtype(checkpoint) == dtype
-    folder = prepare_model(str(checkpoint), "FP16", tmp_path / "models")
-    ir = openvino.Core().read_model(folder / "openvino_model.xml")
-    constants = [node for node in ir.get_ops() if node.get_type_name() == "Constant"]
-    matrices = {node.get_element_type() for node in constants if len(node.shape) == 2 and min(node.shape) > 4}
-    assert matrices == {openvino.Type.bf16 if dtype == torch.bfloat16 else openvino.Type.f16}
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("precision", "share"), [("FP16", 0.2), ("INT8", 0.6), ("INT4", 0.6)])
@@ -216,68 +189,6 @@ def test_both_end_tokens_of_mpt_are_in_its_generation_config(converted, precisio
     vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
     ends = sorted(vocabulary[text] for text in ("<|endoftext|>", "<|im_end|>"))
     assert GenerationConfig.from_pretrained(folder).eos_token_id == ends
-
-
-# Tokenizers as IR
-
-
-def run_tokenizer_ir(folder: Path, texts: list[str]) -> list[list[int]]:
-    core = openvino.Core()
-    core.add_extension(openvino_tokenizers._ext_path)
-    tokenizer = core.compile_model(folder / "openvino_tokenizer.xml", "CPU")
-    return [tokenizer([text])["input_ids"][0].tolist() for text in texts]
-
-
-@pytest.fixture(scope="module")
-def smollm2_tokenizer(tmp_path_factory):
-    """The default model's tokenizer, and a folder with its IR written by this version of the code."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    checkpoint = model_source.fetch_checkpoint(DEFAULT_MODEL)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    tokenizer.save_pretrained(folder)
-    write_tokenizer_ir(tokenizer, folder)
-    return AutoTokenizer.from_pretrained(checkpoint), folder
-
-
-def test_tokenizer_ir_of_the_default_model_equals_transformers(smollm2_tokenizer):
-    tokenizer, folder = smollm2_tokenizer
-    reference = json.loads((ROOT / "tests/data/smollm2_token_reference.json").read_text())
-    # Left out: NUL at the end, which openvino_tokenizers cuts off, and bytes without a token (lossy).
-    cases = [case for case in reference["cases"] if case["name"] not in reference["lossy_cases"]]
-    texts = [case["text"] for case in cases if not case["text"].endswith("\0")]
-    assert len(texts) == len(cases) - 2
-    tokens = run_tokenizer_ir(folder, texts)
-    differing = [text for text, ids in zip(texts, tokens, strict=True) if ids != tokenizer.encode(text)]
-    assert differing == []
-
-
-def test_tokenizer_ir_of_the_default_model_splits_spaces_and_digits_alike(smollm2_tokenizer):
-    tokenizer, folder = smollm2_tokenizer
-    pieces = (" ", "  ", "\n", "\n\n", "\t", "1", "23", "²", "Ⅷ", "a", "word", ".", "'s", "é", "日本", "!")
-    rng = random.Random(0)
-    texts = ["".join(rng.choices(pieces, k=rng.randint(1, 12))) for _ in range(500)]
-    tokens = run_tokenizer_ir(folder, texts)
-    differing = [text for text, ids in zip(texts, tokens, strict=True) if ids != tokenizer.encode(text)]
-    assert differing == []
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_tokenizer_ir_of_a_family_equals_transformers(converted, family):
-    folder = converted(family, "INT8")
-    texts = ["Who are you?", " spaces  inside ", "line\nbreaks\n", "日本語 👩‍👩‍👧 é", "1234 <human>: x"]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert run_tokenizer_ir(folder, texts) == [tokenizer.encode(text) for text in texts]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_detokenizer_ir_gives_the_text_back(converted, family):
-    folder = converted(family, "INT8")
-    text = "Who are you? I am an assistant.\n日本語 é"
-    ids = AutoTokenizer.from_pretrained(folder).encode(text, add_special_tokens=False)
-    core = openvino.Core()
-    core.add_extension(openvino_tokenizers._ext_path)
-    detokenizer = core.compile_model(folder / "openvino_detokenizer.xml", "CPU")
-    assert detokenizer([np.array([ids])])["string_output"][0] == text
 
 
 # Asking again
@@ -724,6 +635,7 @@ for model, free, memory in json.loads(sys.argv[2]):
 """
 
 
+@pytest.mark.slow
 def test_a_hub_model_that_cannot_be_converted_is_refused_before_its_weights_are_downloaded(
     tiny_checkpoints, tmp_path
 ):
@@ -761,9 +673,6 @@ def test_a_hub_model_that_cannot_be_converted_is_refused_before_its_weights_are_
     assert "pytorch_model.bin" in hub.fetched()
 
 
-# Refused before any work
-
-
 def no_export(monkeypatch) -> None:
     monkeypatch.setattr(conversion, "export_fp16", lambda *_: pytest.fail("exported"))
 
@@ -793,21 +702,6 @@ def test_a_tokenizer_that_cannot_be_read_is_named_before_the_export(tmp_path, mo
     no_export(monkeypatch)
     with pytest.raises(ValueError, match=r"tokenizer\.json holds no tokenizer that can be read"):
         prepare_model(str(folder), "FP16", tmp_path / "models")
-
-
-# Files that transformers would not write
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "mpt"])
-def test_recommended_sampling_without_do_sample_is_kept(tmp_path, family):
-    """Many published generation_config.json are so; transformers reads them and refuses to save them."""
-    folder = make_tiny_checkpoint(tmp_path / "checkpoint", family)
-    recommended = {"eos_token_id": 2, "temperature": 0.6, "top_p": 0.9}
-    (folder / "generation_config.json").write_text(json.dumps(recommended))
-    converted = prepare_model(str(folder), "FP16", tmp_path / "models")
-    written = json.loads((converted / "generation_config.json").read_text())
-    assert recommended.items() <= written.items()
 
 
 def test_a_model_is_converted_while_another_thread_downloads(tiny_checkpoints, tmp_path, monkeypatch):

@@ -7,18 +7,18 @@ infer requests of the same compiled model into them. So every call below is give
 import gc
 import random
 import threading
+import time
 from itertools import islice
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Phi3Config
+from transformers import AutoModelForCausalLM
 
 import conversion
 import engine as engine_module
 import kv_cache
 from conftest import EXACT
 from engine import PREFILL_CHUNK, OptimumEngine, shared_prefix
-from model_folder import model_limits, sampling_defaults
 from sampling import SamplingParams
 from tiny_checkpoints import FAMILIES
 
@@ -348,12 +348,13 @@ def test_a_request_says_that_it_waits_and_how_long_it_did(llama):
     run_in_thread(lambda: next(first))[0].join(10)
     second = llama.generate(PROMPT, GREEDY)
     assert not second.waiting
+    asked = time.perf_counter()
     thread, _ = run_in_thread(lambda: next(second))
     while not second.waiting:
         threading.Event().wait(0.005)
     first.close()
     thread.join(10)
-    assert not second.waiting and second.waited > 0
+    assert not second.waiting and 0 < second.waited < time.perf_counter() - asked
     second.close()
     alone = llama.generate(PROMPT, GREEDY)
     next(alone)
@@ -392,53 +393,10 @@ def test_the_context_length_is_what_the_checkpoint_says(engines):
     }
 
 
-def test_the_context_of_longrope_ends_where_its_frequencies_change():
-    rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
-    assert model_limits({"max_position_embeddings": 131072, "rope_parameters": rope}, {})[0] == 4096
-    old = {"type": "longrope", "short_factor": [1.0]}  # as configurations were written before transformers 5
-    settings = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
-    assert model_limits(settings | {"rope_scaling": old}, {})[0] == 4096
-    default = Phi3Config(max_position_embeddings=131072).to_dict()
-    assert model_limits(default, {})[0] == 131072
-
-
-@pytest.mark.parametrize("name", ["max_position_embeddings", "n_positions", "max_seq_len"])
-def test_the_context_length_has_several_names(name):
-    assert model_limits({name: 77}, {})[0] == 77
-    assert model_limits({"text_config": {name: 77}}, {})[0] == 77
-    assert model_limits({}, {})[0] is None
-
-
 def test_end_ids_are_those_of_the_generation_config(models, engines):
     for name, engine in engines.items():
         eos = models[name].generation_config.eos_token_id
         assert engine.end_ids == frozenset(eos if isinstance(eos, list) else [eos])
-
-
-@pytest.mark.parametrize(
-    ("generation", "expected"),
-    [
-        ({"eos_token_id": None}, set()),
-        ({"eos_token_id": 0}, {0}),
-        ({"eos_token_id": [3, 5]}, {3, 5}),
-        ({"bos_token_id": 1}, set()),
-        ({}, {9}),  # without a generation_config.json, config.json says it
-    ],
-    ids=str,
-)
-def test_end_ids_may_be_none_one_or_several(generation, expected):
-    assert model_limits({"eos_token_id": 9}, generation)[1] == expected
-
-
-def test_sampling_defaults_are_what_the_generation_config_recommends():
-    given = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.1}
-    expected = SamplingParams(temperature=0.6, top_p=0.95, top_k=20, min_p=0.1, repetition_penalty=1.1)
-    assert sampling_defaults(given | {"repetition_penalty": 1.1, "bos_token_id": 1}) == expected
-    assert sampling_defaults({}) == SamplingParams()
-    assert (
-        sampling_defaults({"top_p": "0.9", "top_k": -1, "repetition_penalty": 0.9, "temperature": None})
-        == SamplingParams()
-    )
 
 
 def test_nothing_is_computed_before_the_first_token_is_asked_for(llama, inferences):

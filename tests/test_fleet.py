@@ -18,6 +18,26 @@ def test_one_session_takes_what_can_be_computed_by_hand():
     assert figures.seconds / figures.answers == pytest.approx(0.64 + 10 * 0.1)
 
 
+def test_context_and_overhead_take_their_time():
+    times = Times("paper", {1: 0.1}, 0.01, 100_000, 0.001, 0.0001, overhead_seconds=0.05)
+    once = Workload(sessions=1, turns=1, system=0, question=64, answer=10, think=0, life=0, varied=False)
+    figures = simulate(times, once, 1, "random", answers=30)
+    # 32 tokens are before one of the prompt, in the middle; 64 + 5 are in the cache while it is answered.
+    first = 0.05 + 64 * (0.01 + 32 * 0.0001)
+    assert figures.first[0] == pytest.approx(first)
+    assert figures.seconds / figures.answers == pytest.approx(first + 10 * (0.1 + 69 * 0.001))
+
+
+def test_sessions_that_nobody_follows_all_count():
+    both = Workload(
+        2, turns=3, system=0, question=64, answer=10, think=0, life=0, varied=False, followed=False
+    )
+    figures = simulate(FIRST, both, 1, "random")
+    assert figures.answers == len(figures.first) == 6
+    assert len(figures.last_turn) == 2
+    assert figures.first[0] == pytest.approx(0.64)
+
+
 def test_cost_is_the_time_of_all_replicas():
     figures = Figures(replicas=3, router="random", answers=500, seconds=7200)
     assert figures.hours_per_thousand == 12

@@ -4,10 +4,8 @@ import random
 import threading
 
 import numpy as np
-import openvino
 import pytest
 import torch
-from openvino import opset13 as ops
 from optimum.intel import OVModelForCausalLM
 from transformers import AutoModelForCausalLM
 
@@ -109,81 +107,10 @@ def test_joined_products_give_the_same(tiny_checkpoints, folders, family, precis
         NAMES[family], precision, folders[family].parent.parent, tiny_checkpoints[family]
     )
     loaded, _ = conversion.load_model(folder, ov_config=EXACT)
-    graph = loaded.model.clone()
-    before = count(graph, "MatMul")
-    graph_edits.join_products(graph)
-    # Of two layers. Llama: queries, keys and values; gates and what they gate. GPT-NeoX: attention and MLP.
-    assert before - count(graph, "MatMul") == {"llama": 6, "gpt_neox": 2, "mpt": 0}[family]
     paged, stateful = paged_form(loaded), stateful_form(loaded)
     for past in range(5):
         logits = paged.infer([IDS[past]], past)
         assert_close(logits, stateful.infer([IDS[past]], past), atol=1e-4)
-
-
-def constant(values: np.ndarray, kind: str) -> openvino.Node:
-    if kind == "u4":
-        low, high = np.resize(values, values.size + values.size % 2).reshape(-1, 2).T
-        tensor = openvino.Tensor(low | high << 4, openvino.Shape(values.shape), openvino.Type.u4)
-        return ops.constant(tensor)
-    return ops.constant(values)
-
-
-def compressed(rows: int, kind: str, groups: int = 2, zero_points: int | None = None) -> openvino.Node:
-    """Weights [rows, 64] as NNCF writes them."""
-    choice = np.random.default_rng(rows)
-    numbers = choice.integers(0, 16, (rows, groups, 64 // groups), dtype=np.uint8)
-    zeros = choice.integers(0, 16, (zero_points or rows, groups, 1), dtype=np.uint8)
-    node = ops.subtract(
-        ops.convert(constant(numbers, kind), "f32"), ops.convert(constant(zeros, kind), "f32")
-    )
-    node = ops.multiply(node, ops.constant(choice.random((rows, groups, 1), dtype=np.float32)))
-    return ops.reshape(node, [rows, 64], special_zero=False)
-
-
-def products(*weights: openvino.Node) -> openvino.Model:
-    numbers = ops.parameter([-1, 64], np.float32)
-    return openvino.Model([ops.matmul(numbers, node, False, True) for node in weights], [numbers])
-
-
-@pytest.mark.parametrize("kind", ["u8", "u4"])
-@pytest.mark.parametrize("groups", [1, 2])
-def test_products_in_groups_are_joined_and_give_the_same(kind, groups):
-    graph = products(*(compressed(rows, kind, groups) for rows in (8, 4, 16)))
-    numbers = np.random.default_rng(0).random((3, 64), dtype=np.float32)
-    expected = openvino.compile_model(graph, "CPU", EXACT)(numbers)
-    graph_edits.join_products(graph)
-    assert count(graph, "MatMul") == 1
-    found = openvino.compile_model(graph, "CPU", EXACT)(numbers)
-    for place in range(3):
-        np.testing.assert_allclose(found[place], expected[place], rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "weights",
-    [
-        lambda: (compressed(8, "u8"), compressed(8, "u4")),
-        lambda: (compressed(8, "u8", groups=1), compressed(8, "u8", groups=2)),
-        lambda: (compressed(8, "u8", zero_points=1), compressed(4, "u8", zero_points=1)),
-        lambda: (compressed(3, "u4", groups=1), compressed(5, "u4", groups=1)),  # half a byte would be left
-        lambda: [ops.unsqueeze(compressed(8, "u8"), [0])] * 2,
-    ],
-    ids=["types", "groups", "one zero point for all rows", "odd", "three dimensions"],
-)
-def test_what_cannot_be_stacked_is_left_alone(weights):
-    graph = products(*weights())
-    graph_edits.join_products(graph)
-    assert count(graph, "MatMul") == 2
-
-
-def test_products_with_whole_weights_are_not_joined(models):
-    graph = models["llama"].model.clone()
-    before = count(graph, "MatMul")
-    graph_edits.join_products(graph)
-    assert count(graph, "MatMul") == before
-
-
-def count(graph, kind: str) -> int:
-    return sum(node.get_type_name() == kind for node in graph.get_ops())
 
 
 def test_a_large_model_is_compiled_once(models, monkeypatch):

@@ -5,21 +5,28 @@ import re
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import openvino
 import pytest
+from transformers import Phi3Config
 
 from conftest import EXACT, MODEL_FILES
 from model_folder import (
     REQUIRED_FILES,
+    check_device,
     check_folder,
     load_model,
     model_folder,
+    model_limits,
     newer_libraries,
     precision_of,
+    sampling_defaults,
+    source_name,
     state_of,
     write_manifest,
 )
+from sampling import SamplingParams
 
 
 @pytest.mark.parametrize(
@@ -143,6 +150,42 @@ def test_an_unknown_property_is_a_clear_error(converted):
         load_model(converted("llama", "INT8"), ov_config={"NONSENSE": "1"})
 
 
+def accepted(device: str) -> bool:
+    try:
+        check_device(device)
+    except ValueError:
+        return False
+    return True
+
+
+def test_devices_have_families_and_may_be_combined(monkeypatch):
+    core = SimpleNamespace(available_devices=["CPU", "GPU.0", "GPU.1"])
+    monkeypatch.setattr(openvino, "Core", lambda: core)
+    fine = ["CPU", "GPU", "GPU.1", "AUTO", "AUTO:GPU,CPU", "HETERO:GPU,CPU", "MULTI:CPU", "GPU:0"]
+    assert [device for device in fine if not accepted(device)] == []
+    assert not any(map(accepted, ["GPU.2", "NPU", "cpu", ""]))
+
+
+def test_loading_does_not_compile_yet(converted):
+    model, _ = load_model(converted("llama", "INT8"))
+    assert model.request is None
+
+
+def test_a_folder_may_begin_with_a_tilde(copy, monkeypatch):
+    monkeypatch.setenv("HOME", str(copy.parent))
+    assert check_folder("~/copy") == copy
+
+
+def test_code_that_a_folder_brings_along_is_not_run(copy, tmp_path):
+    (copy / "conversion.json").unlink()
+    (copy / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    settings = json.loads((copy / "config.json").read_text())
+    own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    (copy / "config.json").write_text(json.dumps(settings | {"auto_map": own}))
+    load_model(copy)
+    assert not (tmp_path / "ran").exists()
+
+
 # What a folder was made from
 
 MADE_FROM = {"source": "test/model", "template": "x", "revision": "abc"}
@@ -199,6 +242,11 @@ def test_libraries_that_have_become_newer_are_named(made, versions, words):
     assert newer_libraries(made) == words
 
 
+def test_the_precision_of_a_folder_of_ours_is_what_its_manifest_says(made):
+    write_manifest(made, MADE_FROM | {"precision": "INT4"})
+    assert precision_of(made) == "INT4"
+
+
 @pytest.mark.parametrize(
     ("constants", "precision"),
     [
@@ -213,3 +261,75 @@ def test_the_precision_of_a_folder_made_by_others_is_that_of_most_numbers(tmp_pa
     lines = [f'<data element_type="{kind}" shape="{shape}" offset="0" />\n' for kind, shape in constants]
     (tmp_path / "openvino_model.xml").write_text("<net>\n" + "".join(lines))
     assert precision_of(tmp_path) == precision
+
+
+def test_the_context_of_longrope_ends_where_its_frequencies_change():
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    assert model_limits({"max_position_embeddings": 131072, "rope_parameters": rope}, {})[0] == 4096
+    old = {"type": "longrope", "short_factor": [1.0]}  # as configurations were written before transformers 5
+    settings = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
+    assert model_limits(settings | {"rope_scaling": old}, {})[0] == 4096
+    default = Phi3Config(max_position_embeddings=131072).to_dict()
+    assert model_limits(default, {})[0] == 131072
+
+
+@pytest.mark.parametrize(
+    "name", ["max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length"]
+)
+def test_the_context_length_has_several_names(name):
+    assert model_limits({name: 77}, {})[0] == 77
+    assert model_limits({"text_config": {name: 77}}, {})[0] == 77
+    assert model_limits({}, {})[0] is None
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        ({"eos_token_id": None}, set()),
+        ({"eos_token_id": 0}, {0}),
+        ({"eos_token_id": [3, 5]}, {3, 5}),
+        ({"bos_token_id": 1}, set()),
+        ({}, {9}),  # without a generation_config.json, config.json says it
+    ],
+    ids=str,
+)
+def test_end_ids_may_be_none_one_or_several(generation, expected):
+    assert model_limits({"eos_token_id": 9}, generation)[1] == expected
+    assert model_limits({"text_config": {"eos_token_id": 9}}, generation)[1] == expected
+
+
+def test_sampling_defaults_are_what_the_generation_config_recommends():
+    given = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.1}
+    expected = SamplingParams(temperature=0.6, top_p=0.95, top_k=20, min_p=0.1, repetition_penalty=1.1)
+    assert sampling_defaults(given | {"repetition_penalty": 1.1, "bos_token_id": 1}) == expected
+    assert sampling_defaults({}) == SamplingParams()
+    assert (
+        sampling_defaults({"top_p": "0.9", "top_k": -1, "repetition_penalty": 0.9, "temperature": None})
+        == SamplingParams()
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"temperature": 0.0, "min_p": 0.0, "top_p": 1.0}, {"temperature": 0, "min_p": 0, "top_p": 1}),
+        ({"temperature": 2.0, "repetition_penalty": 2.0}, {"temperature": 2, "repetition_penalty": 2}),
+        ({"temperature": 2.5, "top_p": 1.1, "min_p": -0.1}, {}),
+        ({"top_k": 20.0}, {"top_k": 20}),
+        ({"max_new_tokens": 5, "seed": 7, "stop": ["x"]}, {}),  # are no recommendations
+    ],
+    ids=str,
+)
+def test_recommended_sampling_counts_within_its_bounds(given, expected):
+    found = sampling_defaults(given)
+    assert found == SamplingParams(**expected)
+    assert type(found.top_k) is int
+
+
+def test_a_name_means_the_same_in_every_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    names = ["here", "~/here", "owner/name", "/no/such/folder"]
+    here = str((tmp_path / "here").resolve())
+    assert [source_name(name) for name in names] == [here, here, "owner/name", "/no/such/folder"]

@@ -1,12 +1,13 @@
-"""MPT's slopes, and the checkpoints it is read from. What the forward pass computes is in test_mpt."""
+"""MPT's slopes, and the checkpoints it is read from. What the graph computes is in test_mpt_converter."""
 
 import json
 
 import pytest
 import torch
-from transformers import MptForCausalLM
+from transformers import MptConfig, MptForCausalLM
 from transformers.models.mpt import modeling_mpt
 
+import mpt_converter
 from mpt_forward import alibi_slopes, load_mpt
 from tiny_checkpoints import make_tiny_checkpoint, tiny_mpt
 
@@ -72,3 +73,22 @@ def test_weights_of_another_shape_are_refused(tmp_path):
     model.save_pretrained(checkpoint)
     with pytest.raises(ValueError, match=r"transformer\.blocks\.0\.ffn\.\w+\.weight has the shape"):
         load_mpt(checkpoint)
+
+
+@pytest.mark.parametrize("absent", ["no_bias", "attn_config.alibi"])
+def test_what_llm_foundry_takes_an_absent_setting_for_counts(absent):
+    settings = MptConfig(architectures=["MPTForCausalLM"]).to_dict()
+    mpt_converter.check_settings(settings)
+    group, _, key = absent.rpartition(".")
+    del (settings[group] if group else settings)[key]
+    with pytest.raises(ValueError, match=f"{absent} = False"):
+        mpt_converter.check_settings(settings)
+    mpt_converter.check_settings(settings | {"architectures": ["MptForCausalLM"]})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"norm_eps": 1e-5}, {"ffn_config": {"ffn_act_fn": {"name": "gelu"}}}, {"block_overrides": None}],
+)
+def test_new_settings_with_the_usual_values_are_accepted(settings):
+    mpt_converter.check_settings(MptConfig().to_dict() | settings)

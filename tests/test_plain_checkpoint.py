@@ -8,17 +8,16 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GptOssConfig, GptOssForCausalLM, Mxfp4Config
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import conversion
 from checkpoint import look
 from conftest import EXACT
 from conversion import load_model, prepare_model
-from dequantize import dequantize, from_float8, from_mxfp4
+from damaged_checkpoints import MARK, change
 from model_source import find_checkpoint
 from plain_checkpoint import expected_plain_weights, plain_checkpoint
 
-MARK = b"\xef\xbb\xbf"
 IDS = torch.tensor([[5, 17, 300, 42, 8, 99]])
 
 
@@ -41,10 +40,6 @@ def conversion_files() -> tuple[str, ...]:
     from model_folder import REQUIRED_FILES
 
     return REQUIRED_FILES
-
-
-def change(file: Path, **changes) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 @torch.inference_mode()
@@ -208,109 +203,59 @@ def as_float8(folder: Path, block: int | None) -> dict[str, torch.Tensor]:
     return meant
 
 
-@pytest.fixture
-def copy(tiny_checkpoints, tmp_path) -> Path:
-    return shutil.copytree(tiny_checkpoints["llama"], tmp_path / "copy")
-
-
 @pytest.mark.parametrize("block", [32, None], ids=["in blocks", "one scale"])
-def test_8_bit_floats_become_the_numbers_they_stand_for(copy, tmp_path, block):
-    meant = as_float8(copy, block)
-    with plain_checkpoint(find_checkpoint(str(copy)), tmp_path) as folder:
+def test_8_bit_floats_become_the_numbers_they_stand_for(llama_copy, tmp_path, block):
+    meant = as_float8(llama_copy, block)
+    with plain_checkpoint(find_checkpoint(str(llama_copy)), tmp_path) as folder:
         found = load_file(folder / "model.safetensors")
         assert look(folder).quantization is None
-        assert (folder / "tokenizer.json").read_bytes() == (copy / "tokenizer.json").read_bytes()
+        assert (folder / "tokenizer.json").read_bytes() == (llama_copy / "tokenizer.json").read_bytes()
         AutoModelForCausalLM.from_pretrained(folder)
-    assert found.keys() == {name for name in load_file(copy / "model.safetensors") if "scale" not in name}
+    assert found.keys() == {
+        name for name in load_file(llama_copy / "model.safetensors") if "scale" not in name
+    }
     for name, weight in meant.items():
         torch.testing.assert_close(found[name], weight.bfloat16(), rtol=0, atol=0)
 
 
-def test_a_missing_scale_is_named(copy, tmp_path):
-    name = min(as_float8(copy, 32))
-    tensors = load_file(copy / "model.safetensors")
+def test_a_missing_scale_is_named(llama_copy, tmp_path):
+    name = min(as_float8(llama_copy, 32))
+    tensors = load_file(llama_copy / "model.safetensors")
     del tensors[name + "_scale_inv"]
-    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
-    found = find_checkpoint(str(copy))
+    save_file(tensors, llama_copy / "model.safetensors", {"format": "pt"})
+    found = find_checkpoint(str(llama_copy))
     message = f"{name} is quantized, but its scale is not there"
     with pytest.raises(ValueError, match=message), plain_checkpoint(found, tmp_path):
         pass
 
 
-def test_blocks_at_the_edge_may_be_smaller():
-    weight = torch.ones(5, 7).to(torch.float8_e4m3fn)
-    scale = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    found = from_float8(weight, scale, (4, 4))
-    assert found[3].tolist() == [1, 1, 1, 1, 2, 2, 2]
-    assert found[4].tolist() == [3, 3, 3, 3, 4, 4, 4]
-
-
-def test_scales_of_rows_are_known(copy, tmp_path):
-    tensors = load_file(copy / "model.safetensors")
+def test_scales_of_rows_are_known(llama_copy, tmp_path):
+    tensors = load_file(llama_copy / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     scale = tensors[name].float().abs().amax(1, keepdim=True) / 448
     tensors[name] = (tensors[name].float() / scale).to(torch.float8_e4m3fn)
     tensors[name + "_scale"] = scale.bfloat16()
-    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    save_file(tensors, llama_copy / "model.safetensors", {"format": "pt"})
     method = {"quant_method": "compressed-tensors", "format": "float-quantized"}
-    change(copy / "config.json", quantization_config=method)
-    with plain_checkpoint(find_checkpoint(str(copy)), tmp_path) as folder:
+    change(llama_copy / "config.json", quantization_config=method)
+    with plain_checkpoint(find_checkpoint(str(llama_copy)), tmp_path) as folder:
         found = load_file(folder / "model.safetensors")[name]
     assert torch.equal(found, (tensors[name].float() * scale.bfloat16().float()).bfloat16())
 
 
-@pytest.fixture
-def gpt_oss(tmp_path, tiny_checkpoints) -> Path:
-    """A tiny gpt-oss whose experts are random blocks of 4-bit floats."""
-    torch.manual_seed(0)
-    config = GptOssConfig(
-        vocab_size=600, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, num_local_experts=2, num_experts_per_tok=1, sliding_window=16,
-        layer_types=["sliding_attention"],
-    )  # fmt: skip
-    folder = tmp_path / "gpt-oss"
-    GptOssForCausalLM(config).bfloat16().save_pretrained(folder)
-    tensors = load_file(folder / "model.safetensors")
-    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
-        experts, columns, rows = tensors.pop(name).shape
-        tensors[name + "_blocks"] = torch.randint(
-            0, 256, (experts, rows, columns // 32, 16), dtype=torch.uint8
-        )
-        tensors[name + "_scales"] = torch.randint(118, 126, (experts, rows, columns // 32), dtype=torch.uint8)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    change(folder / "config.json", quantization_config={"quant_method": "mxfp4"})
-    return folder
-
-
-def test_4_bit_floats_become_what_transformers_makes_of_them(gpt_oss, tmp_path):
-    settings = Mxfp4Config(dequantize=True)
-    reference = AutoModelForCausalLM.from_pretrained(
-        gpt_oss, quantization_config=settings, dtype=torch.bfloat16
-    )
-    (tmp_path / "plain").mkdir()
-    dequantize(gpt_oss, tmp_path / "plain")
-    found = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
-    assert found.dtype == torch.bfloat16
-    for name, weight in reference.state_dict().items():
-        assert torch.equal(found.state_dict()[name], weight), name
-
-
-def test_all_sixteen_numbers_of_4_bits():
-    blocks = torch.arange(16, dtype=torch.uint8).reshape(1, 16)
-    numbers = from_mxfp4(blocks | blocks << 4, torch.tensor([128], dtype=torch.uint8))[::2]
-    assert numbers.tolist() == [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
-
-
-def test_the_manifest_notes_that_weights_were_dequantized(copy, tmp_path, no_export):
-    as_float8(copy, 32)
-    folder = prepare_model(str(copy), "FP16", tmp_path / "models")
+def test_the_manifest_notes_that_weights_were_dequantized(llama_copy, tmp_path, no_export):
+    as_float8(llama_copy, 32)
+    folder = prepare_model(str(llama_copy), "FP16", tmp_path / "models")
     assert json.loads((folder / "conversion.json").read_text(encoding="utf-8"))["dequantized_from"] == "fp8"
 
 
-def test_dequantized_weights_are_expected_to_be_larger(copy):
-    as_float8(copy, 32)
-    expected = expected_plain_weights(find_checkpoint(str(copy)))
-    assert (expected.at_16_bits, expected.itemsize) == (2 * (copy / "model.safetensors").stat().st_size, 2)
+def test_dequantized_weights_are_expected_to_be_larger(llama_copy):
+    as_float8(llama_copy, 32)
+    expected = expected_plain_weights(find_checkpoint(str(llama_copy)))
+    assert (expected.at_16_bits, expected.itemsize) == (
+        2 * (llama_copy / "model.safetensors").stat().st_size,
+        2,
+    )
 
 
 # Others
@@ -323,12 +268,12 @@ def test_an_ordinary_checkpoint_is_used_where_it_lies(tiny_checkpoints, tmp_path
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
-def test_a_byte_order_mark_is_left_out_and_the_checkpoint_untouched(copy, tmp_path, name):
-    (copy / name).write_bytes(MARK + (copy / name).read_bytes())
-    before = {file: file.read_bytes() for file in copy.iterdir()}
-    with plain_checkpoint(find_checkpoint(str(copy)), tmp_path) as folder:
-        assert MARK + (folder / name).read_bytes() == before[copy / name]
+def test_a_byte_order_mark_is_left_out_and_the_checkpoint_untouched(llama_copy, tmp_path, name):
+    (llama_copy / name).write_bytes(MARK + (llama_copy / name).read_bytes())
+    before = {file: file.read_bytes() for file in llama_copy.iterdir()}
+    with plain_checkpoint(find_checkpoint(str(llama_copy)), tmp_path) as folder:
+        assert MARK + (folder / name).read_bytes() == before[llama_copy / name]
         AutoModelForCausalLM.from_pretrained(folder)
         AutoTokenizer.from_pretrained(folder)
-    assert {file: file.read_bytes() for file in copy.iterdir()} == before
-    assert list(tmp_path.iterdir()) == [copy]
+    assert {file: file.read_bytes() for file in llama_copy.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [llama_copy]

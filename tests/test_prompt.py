@@ -499,3 +499,30 @@ def test_of_ten_million_characters_the_tokenizer_sees_no_more_than_need_be(chat,
 def test_the_smaller_context_of_entry_and_engine_holds(byte_level, entry, engine, expected):
     config = ModelConfig("test/model", max_context=entry)
     assert ChatModel(ScriptedEngine(max_context=engine), byte_level, config).max_context == expected
+
+
+def writer(tokenizer, template: str) -> PromptWriter:
+    return PromptWriter(tokenizer, "test/model", template)
+
+
+def test_a_text_that_ends_a_turn_is_told_from_the_token_that_begins_the_next(byte_level):
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}: {{ message['content'] }}"
+        "{% if message['role'] == 'assistant' %} ###END\n{% endif %}{% endfor %}"
+    )
+    assert writer(byte_level, template).stop_strings == (" ###END",)
+
+
+def test_thoughts_in_an_answer_s_text_do_not_go_back_but_a_user_s_text_stays(byte_level):
+    text = "Before <think>hm</think> after"
+    write = writer(byte_level, RED_PAJAMA_TEMPLATE).write
+    assert "hm" in byte_level.decode(write(say(text)).ids)
+    answered = byte_level.decode(write(say("Hi", text, "And?")).ids)
+    assert "after" in answered and "hm" not in answered
+
+
+def test_a_greeting_before_the_first_question_stays_where_all_fits(byte_level):
+    messages = [{"role": "assistant", "content": "Welcome!"}, *WHO]
+    prompt = writer(byte_level, RED_PAJAMA_TEMPLATE).write(messages, max_context=200, max_new_tokens=50)
+    assert prompt.dropped_messages == 0
+    assert "Welcome!" in byte_level.decode(prompt.ids)

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 import conversion
+from checkpoint_files import fingerprint
+from config import DEFAULT_MODEL, SUPPORTED_MODELS, ModelConfig
 from conftest import EXACT
 from conversion import load_model, prepare_model, prepare_models
 from hub_source import constants
 from model_folder import precision_of
+from ready_made import find_ready_made
 from tokenizer_check import TOKENIZER_IR, folder_differences
 
 
@@ -107,3 +110,23 @@ def test_a_whole_copy_in_the_cache_of_the_hub_is_used_without_the_network(ready,
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     snapshot = shutil.copytree(ready, tmp_path / "hub/models--OpenVINO--ready/snapshots/abc")
     assert prepare_model("OpenVINO/ready", "INT4", tmp_path / "models") == snapshot
+
+
+def test_what_lies_on_this_disk_is_found_with_its_state(ready, tmp_path, monkeypatch):
+    assert find_ready_made(str(ready)) == (ready, fingerprint(ready))
+    assert find_ready_made(ModelConfig(str(ready))) == (ready, fingerprint(ready))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot = shutil.copytree(ready, tmp_path / "hub/models--OpenVINO--ready/snapshots/abc")
+    assert find_ready_made("OpenVINO/ready") == (snapshot, "abc")
+
+
+def test_nothing_is_found_where_there_is_no_ir(tiny_checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    nowhere = [
+        str(tiny_checkpoints["llama"]),
+        "OpenVINO/nothing",
+        str(tmp_path / "nowhere"),
+        "/no/such/folder",
+    ]
+    assert [find_ready_made(name) for name in nowhere] == [None] * 4
+    assert find_ready_made(SUPPORTED_MODELS[DEFAULT_MODEL]) is None  # it comes as GGUF

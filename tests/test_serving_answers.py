@@ -1,16 +1,18 @@
-"""How an answer is handed on: at once what comes first, together what comes in quick succession."""
+"""How an answer is handed on: the first piece at once, those that come quickly together; and who waits."""
 
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from chat import Delta
-from fake_chat import DEADLINE, FakeChat
+from endpoint_clients import asking, error_of, post, wait_for
+from fake_chat import DEADLINE, FakeChat, after, served
 from sampling import SamplingParams
 from serving import answers
-from serving.answers import Answer, Piece, Places
+from serving.answers import WAITING, Answer, Piece, Places
 from serving.schema import ApiError, ChatRequest
 
 REQUEST = ChatRequest(
@@ -106,3 +108,44 @@ def test_end_is_told_once_with_what_it_cost():
     _, outcomes = listen(FakeChat(), arrived)
     ((outcome, stats),) = outcomes
     assert (outcome, stats.new_tokens, stats.prompt_tokens) == ("stop", 3, 7)
+
+
+def test_leaving_the_queue_frees_a_place_in_it():
+    go_on = threading.Event()
+    chat = FakeChat(after(go_on, "done"), max_requests=1)
+    with served(chat) as address, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, address)
+        wait_for(address, "llm_chatbot_running 1.0")
+        with asking(address):
+            wait_for(address, "llm_chatbot_waiting 1.0")
+        wait_for(address, "llm_chatbot_waiting 0.0")
+        go_on.set()
+        assert first.result().status_code == 200
+        assert len(chat.asked) == 1
+
+
+def test_full_queue_is_told_with_a_time_to_ask_again():
+    go_on = threading.Event()
+    chat = FakeChat(after(go_on, "done"), max_requests=1)
+    with served(chat) as address, ThreadPoolExecutor(1 + WAITING) as pool:
+        answers = [pool.submit(post, address) for _ in range(1 + WAITING)]
+        wait_for(address, f"llm_chatbot_waiting {float(WAITING)}")
+        response = post(address, stream=True)
+        error = error_of(response, 429)
+        assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+        assert int(response.headers["retry-after"]) > 0
+        go_on.set()
+        assert {answer.result().status_code for answer in answers} == {200}
+
+
+def test_no_more_answers_at_once_than_the_engine_takes():
+    go_on = threading.Event()
+    chat = FakeChat(after(go_on, "done"), max_requests=2)
+    with served(chat) as address, ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(post, address) for _ in range(3)]
+        wait_for(address, "llm_chatbot_waiting 1.0")
+        assert len(chat.asked) == 2
+        go_on.set()
+        waited = [answer.result().json()["usage"]["waited"] for answer in answers]
+    assert len(chat.asked) == 3
+    assert max(waited) > 0

@@ -1,57 +1,33 @@
 """A chat behind an endpoint: ours, and others that know less."""
 
 import gc
-import json
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
-from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from chat import Delta
-from fake_chat import DEADLINE, FakeChat, after, computing_the_prompt, served, served_app, talking
+from endpoint_clients import HELLO
+from fake_chat import (
+    DEADLINE,
+    FakeChat,
+    after,
+    computing_the_prompt,
+    falling_silent,
+    served,
+    served_app,
+    talking,
+)
 from fakes import free_port
+from remote_chats import chunk, events, remote, stranger
 from sampling import SamplingParams
 from serving.client import RemoteChatModel
-
-HELLO = [{"role": "user", "content": "Hello"}]
-
-
-@contextmanager
-def remote(chat: FakeChat, **options) -> Iterator[RemoteChatModel]:
-    """A chat behind our endpoint."""
-    with served(chat, **options) as address, closing(RemoteChatModel(f"{address}/v1")) as model:
-        yield model
-
-
-@contextmanager
-def stranger(answer: Callable[[dict], Response], models=({"id": "other"},)) -> Iterator[str]:
-    """Another's endpoint, which answers as told and offers these models (None: does not tell)."""
-    app = FastAPI()
-
-    async def completions(http: Request) -> Response:
-        return answer(await http.json())
-
-    app.add_api_route("/v1/chat/completions", completions, methods=["POST"])
-    if models is not None:
-        app.add_api_route("/v1/models", lambda: {"data": list(models)})
-    with served_app(app) as address:
-        yield f"{address}/v1"
-
-
-def events(*lines: str) -> StreamingResponse:
-    return StreamingResponse(iter(f"data: {line}\n\n" for line in lines), media_type="text/event-stream")
-
-
-def chunk(text: str, reason: str | None = None) -> str:
-    return json.dumps({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": reason}]})
-
 
 # Behind our endpoint
 
@@ -163,8 +139,7 @@ def test_close_from_another_thread_in_the_prefill():
         stream = model.stream(HELLO)
         reader = threading.Thread(target=lambda: list(stream))
         reader.start()
-        while not chat.asked:
-            chat.closed.wait(0.01)
+        assert chat.held.wait(DEADLINE)
         stream.close()
         reader.join(DEADLINE)
         assert not reader.is_alive()
@@ -172,16 +147,16 @@ def test_close_from_another_thread_in_the_prefill():
     assert stream.stats.finish_reason == "cancelled"
 
 
-def test_close_stops_the_model_within_two_tokens():
-    chat = FakeChat(talking)
+def test_close_in_the_middle_of_an_answer_stops_the_model():
+    chat = FakeChat(falling_silent)
     with remote(chat) as model:
         stream = model.stream(HELLO)
         next(stream)
-        computed = chat.computed
+        assert chat.held.wait(DEADLINE)
         stream.close()
         assert chat.closed.wait(DEADLINE)
         assert list(stream) == []
-    assert chat.computed <= computed + 2
+    assert chat.computed == 2
 
 
 def test_stream_that_nobody_holds_stops_the_model():
@@ -206,8 +181,7 @@ def test_closing_the_chat_ends_its_replies():
         stream = model.stream(HELLO)
         reader = threading.Thread(target=lambda: list(stream))
         reader.start()
-        while not chat.asked:
-            chat.closed.wait(0.01)
+        assert chat.held.wait(DEADLINE)
         model.close()
         reader.join(DEADLINE)
         assert not reader.is_alive()
@@ -227,73 +201,6 @@ def test_model_that_fails():
         stream = model.stream(HELLO)
         with pytest.raises(ConnectionError, match="The model failed"):
             list(stream)
-        assert stream.stats.finish_reason == "error"
-
-
-def failing_once(*pieces: str) -> Callable[[FakeChat], list]:
-    """Pieces of a reply that breaks off, and of a second one that does not."""
-    first, second = [*pieces, RuntimeError("x")], ["second"]
-    return lambda chat: first if len(chat.asked) == 1 else second
-
-
-def test_answer_that_breaks_off_is_asked_for_once_more_from_there_on():
-    chat = FakeChat(failing_once("first ", "and "))
-    with remote(chat) as model:
-        stream = model.stream(HELLO, SamplingParams(max_new_tokens=10))
-        assert "".join(stream) == "first and second"
-    messages, sampling, _ = chat.asked[1]
-    assert messages == [*HELLO, {"role": "assistant", "content": "first and "}]
-    assert sampling.max_new_tokens == 8
-    assert stream.stats.resumed
-    assert (stream.stats.new_tokens, stream.stats.finish_reason) == (3, "stop")
-
-
-def test_answer_that_goes_on_with_a_beginning_is_resumed_after_both():
-    chat = FakeChat(failing_once("first "))
-    with remote(chat) as model:
-        model.generate([*HELLO, {"role": "assistant", "content": "Zeroth, "}])
-    assert chat.asked[1][0][-1] == {"role": "assistant", "content": "Zeroth, first "}
-
-
-def test_answer_that_has_not_begun_is_asked_for_once_more():
-    chat = FakeChat(failing_once())
-    with remote(chat) as model:
-        stream = model.stream(HELLO)
-        assert list(stream) == ["second"]
-    assert chat.asked[0] == chat.asked[1]
-    assert stream.stats.resumed
-
-
-def test_thought_that_breaks_off_is_not_resumed():
-    chat = FakeChat(failing_once(Delta("Hm", is_thought=True)))
-    with remote(chat) as model, pytest.raises(ConnectionError, match="The model failed"):
-        model.generate(HELLO)
-    assert len(chat.asked) == 1
-
-
-def test_answer_is_asked_for_no_third_time():
-    chat = FakeChat(["one ", RuntimeError("x")])
-    with remote(chat) as model:
-        stream = model.stream(HELLO)
-        assert [next(stream), next(stream)] == ["one ", "one "]
-        with pytest.raises(ConnectionError, match="The model failed"):
-            next(stream)
-    assert len(chat.asked) == 2
-
-
-def test_full_queue():
-    full = Response('{"error": {"message": "All places are taken."}}', 429)
-    told = pytest.raises(ConnectionError, match="places are taken")
-    with stranger(lambda _: full) as url, closing(RemoteChatModel(url)) as model, told:
-        model.generate(HELLO)
-
-
-def test_server_that_breaks_off():
-    with stranger(lambda _: events(chunk("one"))) as url, closing(RemoteChatModel(url)) as model:
-        stream = model.stream(HELLO)
-        assert next(stream) == "one"
-        with pytest.raises(ConnectionError, match="broke off"):
-            next(stream)
         assert stream.stats.finish_reason == "error"
 
 
@@ -370,14 +277,6 @@ def test_what_is_not_known_of_other_servers():
         assert (model.defaults, model.template_options) == (SamplingParams(), {})
 
 
-def test_server_without_usage():
-    lines = (chunk("one "), chunk("two"), chunk("", "length"), "[DONE]")
-    with stranger(lambda _: events(*lines)) as url, closing(RemoteChatModel(url)) as model:
-        stream = model.stream(HELLO)
-        assert list(stream) == ["one ", "two"]
-    assert (stream.stats.new_tokens, stream.stats.finish_reason) == (2, "length")
-
-
 def test_server_that_does_not_tell_its_models():
     with stranger(lambda _: events(chunk("one", "stop")), models=None) as url:
         with pytest.raises(ValueError, match="name the one you want"):
@@ -385,13 +284,6 @@ def test_server_that_does_not_tell_its_models():
         with closing(RemoteChatModel(url, "mine")) as model:
             assert model.name == "mine"
             assert model.generate(HELLO) == "one"
-
-
-def test_errors_of_another_shape():
-    refused = Response('{"detail": "Too long"}', 422)
-    told = pytest.raises(ValueError, match="Too long")
-    with stranger(lambda _: refused) as url, closing(RemoteChatModel(url)) as model, told:
-        model.generate(HELLO)
 
 
 PEERS = Path(__file__).parent.parent / ".venv-peers"  # see `make bench-peers`

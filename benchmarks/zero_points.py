@@ -1,0 +1,111 @@
+"""What zero points would cost: decoding with and without them, side by side, and the distance from FP16.
+
+`--avx2` keeps the processor to AVX2 (`benchmarks.avx2`). The distance is the mean KL divergence of the
+next-token distribution from FP16 computed in 32 bits.
+
+Usage: python -m benchmarks.zero_points [--model NAME] [--rounds 9] [--avx2]
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+
+from benchmarks import avx2
+
+if "--avx2" in sys.argv:
+    os.environ |= avx2.ENVIRONMENT  # before the libraries are loaded
+
+import telemetry
+
+telemetry.turn_off()
+
+import nncf
+import numpy as np
+import openvino
+import torch
+from nncf import CompressWeightsMode
+
+from benchmarks.decoding import this_machine
+from benchmarks.quality import TEXT
+from chat_tokenizer import open_tokenizer
+from compression import compress
+from config import DEFAULT_MODEL, models_dir
+from conversion import prepare_model
+from kv_cache import PagedModel
+from quiet import quiet_libraries
+from tuning import EXACT, fastest_properties
+
+PROMPT, NEW = 64, 64
+SEEN = 512  # tokens of the text that the distance is taken over
+WITH_ZERO_POINTS = {
+    "INT8": {"mode": CompressWeightsMode.INT8_ASYM},
+    "INT4": {"mode": CompressWeightsMode.INT4_ASYM, "group_size": 64, "ratio": 1.0},
+}
+
+
+def milliseconds_per_token(model: PagedModel, ids: list[int]) -> float:
+    """After a prompt that is in the cache already."""
+    started = time.perf_counter()
+    for past in range(PROMPT, PROMPT + NEW):
+        model.infer([ids[past]], past)
+    return (time.perf_counter() - started) / NEW * 1000
+
+
+def predicted(model: PagedModel, ids: list[int]) -> torch.Tensor:
+    """Log-probabilities of the next token, [tokens, vocabulary], computed token by token."""
+    logits = [model.infer([token], past) for past, token in enumerate(ids[:SEEN])]
+    return torch.from_numpy(np.stack(logits)).log_softmax(-1)
+
+
+def main() -> None:
+    """Print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--avx2", action="store_true")
+    options = parser.parse_args()
+    folders = {name: prepare_model(options.model, name, models_dir()) for name in ("FP16", *WITH_ZERO_POINTS)}
+    ids = open_tokenizer(folders["FP16"]).encode(TEXT)
+
+    def loaded(properties: dict[str, str], precision: str | None, **settings: object) -> PagedModel:
+        with quiet_libraries():
+            graph = openvino.Core().read_model(folders["FP16"] / "openvino_model.xml")
+            if settings:
+                graph = nncf.compress_weights(graph, **settings)
+            elif precision:
+                graph = compress(graph, precision)
+        model = PagedModel(graph, "CPU", properties)
+        model.settle()
+        return model
+
+    exact = predicted(loaded(EXACT, None), ids)
+    models = {}
+    for precision, settings in WITH_ZERO_POINTS.items():
+        properties = fastest_properties(folders[precision], "CPU") | avx2.properties()
+        models[precision] = loaded(properties, precision)
+        models[f"{precision} with zero points"] = loaded(properties, precision, **settings)
+    distances = {}
+    for title, model in models.items():
+        distance = (exact.exp() * (exact - predicted(model, ids))).sum(-1).mean().item()
+        distances[title] = f"{distance:.4f}"
+    times = {title: [] for title in models}
+    for _ in range(options.rounds):
+        for title, model in models.items():
+            times[title].append(milliseconds_per_token(model, ids))
+
+    print(f"{options.model}, {options.rounds} rounds, on {this_machine()}{', AVX2 only' * options.avx2}\n")
+    print("| | ms a token | of the time without (range) | mean KL to FP16 |")
+    print("|---|---|---|---|")
+    for title in models:
+        without = times[title.split()[0]]
+        ratios = [one / base for one, base in zip(times[title], without, strict=True)]
+        print(
+            f"| {title} | {statistics.median(times[title]):.2f} | {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f}) | {distances[title]} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
