@@ -18,14 +18,8 @@ PRECISIONS = ("FP16", "INT8", "INT4")
 # What `compress` gives to NNCF; noted beside a compressed model.
 SETTINGS = {
     "FP16": {},
-    "INT8": {"mode": "INT8_SYM"},
-    "INT4": {
-        "mode": "INT4_SYM",
-        "group_size": 64,
-        "ratio": 1.0,
-        "backup_mode": "INT8_SYM",
-        "group_size_fallback_mode": "ADJUST",
-    },
+    "INT8": {"mode": "INT8_ASYM"},
+    "INT4": {"mode": "INT4_ASYM", "group_size": 64, "ratio": 1.0, "group_size_fallback_mode": "ADJUST"},
 }
 
 
@@ -38,11 +32,11 @@ def check_precision(precision: str) -> None:
 def compress(graph: "openvino.Model", precision: str) -> "openvino.Model":
     """Compress the weights of a graph to 8 or 4 bits, or only note for FP16 that the cache wants 16 as well.
 
-    INT8 has a scale per output channel. INT4 has one per group of 64 input channels, or the next smaller
-    number that divides the layer's width; embedding and head stay at 8 bits. There are no zero points:
-    without them a processor with AVX2 only decodes a fifth faster, one with VNNI a little, and the
-    distance from FP16 hardly grows. Others are more exact (`benchmarks.quality --int4` has the table), but
-    smaller groups decode more slowly, and AWQ and scale estimation take much more memory while converting.
+    INT8 has a scale and a zero point per output channel. INT4 has them per group of 64 input channels, or the
+    next smaller number that divides the layer's width; embedding and head stay at 8 bits. Without zero points
+    a processor with AVX2 only decodes a sixth faster, but answers change (docs/performance.md). Others are
+    more exact (`benchmarks.quality --int4` has the table), but smaller groups decode more slowly, AWQ takes
+    much more memory while converting, and scale estimation needs data.
     """
     import nncf
 
@@ -51,8 +45,6 @@ def compress(graph: "openvino.Model", precision: str) -> "openvino.Model":
         return graph
     settings = dict(SETTINGS[precision])
     settings["mode"] = nncf.CompressWeightsMode[settings["mode"]]
-    if backup := settings.pop("backup_mode", None):
-        settings["backup_mode"] = nncf.BackupMode[backup]
     if fallback := settings.pop("group_size_fallback_mode", None):
         settings["advanced_parameters"] = nncf.AdvancedCompressionParameters(
             group_size_fallback_mode=nncf.GroupSizeFallbackMode[fallback]

@@ -110,8 +110,7 @@ def plot_levels(row: np.ndarray, restored: Mapping[str, np.ndarray], bits: int, 
     for (weights, errors), (title, values) in zip(grid.T, restored.items(), strict=True):
         size = values.shape[-1]
         for number, part in enumerate(row.reshape(-1, size)):
-            half = 2 ** (bits - 1)
-            levels = -part[np.abs(part).argmax()] / half * np.arange(-half, half)
+            levels = np.linspace(part.min(), part.max(), 2**bits)
             weights.hlines(levels, number * size, (number + 1) * size, color=ORANGE, linewidth=0.7)
         weights.plot(shown, row[shown], ".", color=BLUE, markersize=4)
         weights.set(title=title, xlim=(shown[0], shown[-1]))

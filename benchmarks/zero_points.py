@@ -1,4 +1,4 @@
-"""What zero points would cost: decoding with and without them, side by side, and the distance from FP16.
+"""What zero points cost: decoding with and without them, side by side, and the distance from FP16.
 
 `--avx2` keeps the processor to AVX2 (`benchmarks.avx2`). The distance is the mean KL divergence of the
 next-token distribution from FP16 computed in 32 bits.
@@ -39,9 +39,9 @@ from tuning import EXACT, fastest_properties
 
 PROMPT, NEW = 64, 64
 SEEN = 512  # tokens of the text that the distance is taken over
-WITH_ZERO_POINTS = {
-    "INT8": {"mode": CompressWeightsMode.INT8_ASYM},
-    "INT4": {"mode": CompressWeightsMode.INT4_ASYM, "group_size": 64, "ratio": 1.0},
+WITHOUT = {  # settings of NNCF
+    "INT8": {"mode": CompressWeightsMode.INT8_SYM},
+    "INT4": {"mode": CompressWeightsMode.INT4_SYM, "group_size": 64, "ratio": 1.0},
 }
 
 
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--avx2", action="store_true")
     options = parser.parse_args()
-    folders = {name: prepare_model(options.model, name, models_dir()) for name in ("FP16", *WITH_ZERO_POINTS)}
+    folders = {name: prepare_model(options.model, name, models_dir()) for name in ("FP16", *WITHOUT)}
     ids = open_tokenizer(folders["FP16"]).encode(TEXT)
 
     def loaded(properties: dict[str, str], precision: str | None, **settings: object) -> PagedModel:
@@ -82,10 +82,10 @@ def main() -> None:
 
     exact = predicted(loaded(EXACT, None), ids)
     models = {}
-    for precision, settings in WITH_ZERO_POINTS.items():
+    for precision, settings in WITHOUT.items():
         properties = fastest_properties(folders[precision], "CPU") | avx2.properties()
         models[precision] = loaded(properties, precision)
-        models[f"{precision} with zero points"] = loaded(properties, precision, **settings)
+        models[f"{precision} without zero points"] = loaded(properties, precision, **settings)
     distances = {}
     for title, model in models.items():
         distance = (exact.exp() * (exact - predicted(model, ids))).sum(-1).mean().item()
@@ -96,11 +96,11 @@ def main() -> None:
             times[title].append(milliseconds_per_token(model, ids))
 
     print(f"{options.model}, {options.rounds} rounds, on {this_machine()}{', AVX2 only' * options.avx2}\n")
-    print("| | ms a token | of the time without (range) | mean KL to FP16 |")
+    print("| | ms a token | of the time with them (range) | mean KL to FP16 |")
     print("|---|---|---|---|")
     for title in models:
-        without = times[title.split()[0]]
-        ratios = [one / base for one, base in zip(times[title], without, strict=True)]
+        usual = times[title.split()[0]]
+        ratios = [one / base for one, base in zip(times[title], usual, strict=True)]
         print(
             f"| {title} | {statistics.median(times[title]):.2f} | {statistics.median(ratios):.2f} "
             f"({min(ratios):.2f} to {max(ratios):.2f}) | {distances[title]} |"

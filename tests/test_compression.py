@@ -22,11 +22,11 @@ def test_every_weight_matrix_is_compressed(converted, tiny_checkpoints, family, 
     layers = sum(isinstance(module, torch.nn.Linear) for module in model.base_model.modules())
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     ends = 1 if tied else 2  # embedding and head: 8 bits in both precisions
-    expected = {"i8": layers + ends} if precision == "INT8" else {"i4": layers, "i8": ends}
+    expected = {"u8": layers + ends} if precision == "INT8" else {"u4": layers, "u8": ends}
 
     ir = openvino.Core().read_model(converted(family, precision) / "openvino_model.xml")
     constants = [node for node in ir.get_ops() if node.get_type_name() == "Constant"]
-    # A matrix, or its rows in groups of 64. Scales have one column.
+    # A matrix, or its rows in groups of 64. Scales and zero points have one column.
     matrices = [
         node
         for node in constants

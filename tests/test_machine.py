@@ -76,7 +76,7 @@ def test_the_graphs_have_the_weights_that_are_counted(precision, monkeypatch):
     assert list(weights.get_output_shape(0)) == [128, 192]
     graph = openvino.Model([weights], [])
     stored = sum(node.get_byte_size() for node in graph.get_ops() if node.get_type_name() == "Constant")
-    # Scales of INT8 are one for each row, and a row is short here.
+    # Scales and zero points of INT8 are one for each row, and a row is short here.
     assert (
         128 * 192 * machine.MEASURED_BYTES[precision] <= stored <= 128 * 192 * WEIGHT_BYTES[precision] * 1.1
     )

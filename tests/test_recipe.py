@@ -61,13 +61,13 @@ def test_a_new_version_of_the_converter_converts_again(folder, prepare, no_conve
 
 
 def test_other_compression_settings_convert_again(folder, prepare, no_conversion, monkeypatch):
-    monkeypatch.setitem(compression.SETTINGS, "INT8", {"mode": "INT8_ASYM"})
+    monkeypatch.setitem(compression.SETTINGS, "INT8", {"mode": "INT8_SYM"})
     prepare()
     assert no_conversion == ["INT8"]
 
 
 def test_settings_of_another_precision_do_not_matter(folder, prepare, no_conversion, monkeypatch):
-    monkeypatch.setitem(compression.SETTINGS, "INT4", {"mode": "INT4_ASYM"})
+    monkeypatch.setitem(compression.SETTINGS, "INT4", {"mode": "INT4_SYM"})
     prepare()
     assert no_conversion == []
 
@@ -166,7 +166,7 @@ def test_a_folder_made_by_others_says_nothing_of_libraries(folder):
 def test_what_the_manifest_says(folder, tiny_checkpoints):
     manifest = read_manifest(folder)
     assert manifest["checkpoint"] == str(tiny_checkpoints["gpt_neox"])
-    assert manifest["compression"] == {"mode": "INT8_SYM"}
+    assert manifest["compression"] == {"mode": "INT8_ASYM"}
     assert manifest["stop_strings"] == ["<human>:"]
     assert len(manifest["template"]) == 64
     assert manifest["converter"] == recipe.CONVERTER
