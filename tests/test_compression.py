@@ -57,7 +57,7 @@ def test_int4_has_a_scale_for_64_columns_or_the_next_smaller_number_that_fits(wi
     shapes = {
         tuple(node.get_output_shape(0))
         for node in graph.get_ops()
-        if node.get_element_type() == openvino.Type.i4
+        if node.get_element_type() == openvino.Type.u4
     }
     assert (256, groups, width // groups) in shapes
 
