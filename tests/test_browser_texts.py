@@ -267,10 +267,10 @@ def test_death_of_the_server_in_an_answer_loses_nothing_that_stood_there(open_wi
         expect(window.answers).to_have_text(f"{begun} the end.")
         window.wait_for_rest()
 
-        server.kill()
         window.box.fill("two")
         draft = "sessionStorage.getItem('llm-chatbot-draft')"
         poll(window, lambda: window.page.evaluate(draft) == "two")
+        server.kill()
         window.box.press("Enter")
         expect(window.toasts).to_contain_text("Connection to the server was lost")
         server = Server(port, "the end")

@@ -158,4 +158,4 @@ def test_compiled_schemas_do_not_pile_up(real_tokenizer, monkeypatch):
     grown_by(4 * 8)
     bounded = grown_by(64)
     monkeypatch.setattr(genai_schema, "MOST_SCHEMAS", 1000)
-    assert bounded < grown_by(64) / 4
+    assert bounded < grown_by(64) / 2
