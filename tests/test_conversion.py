@@ -37,6 +37,7 @@ from fake_hub import FakeHub
 from hub_source import HubCheckpoint
 from model_folder import REQUIRED_FILES, model_folder
 from model_source import FoundCheckpoint
+from peak_memory import peak_memory
 from tiny_checkpoints import FAMILIES, make_tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -142,31 +143,20 @@ def test_fp16_computes_what_pytorch_does(converted, tiny_checkpoints, family, pr
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("precision", "share"), [("FP16", 0.2), ("INT8", 0.6), ("INT4", 0.6)])
 def test_memory_stays_below_a_share_of_the_checkpoint(tmp_path, precision, share):
-    script = """
-import sys, threading, time
-import nncf, openvino, openvino_tokenizers, optimum.exporters.openvino
-import conversion, mpt_converter, transformers.models.llama.modeling_llama
-def anonymous():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
-peak, before = 0, anonymous()
-def watch():
-    global peak
-    while True:
-        peak = max(peak, anonymous())
-        time.sleep(0.01)
-threading.Thread(target=watch, daemon=True).start()
-conversion.prepare_model(*sys.argv[1:])
-print((peak - before) * 1024)
-"""
     checkpoint = make_tiny_checkpoint(tmp_path / "checkpoint", "llama")
     config = LlamaConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=16, vocab_size=1000)
     LlamaForCausalLM(config).bfloat16().save_pretrained(checkpoint, max_shard_size="200MB")
     (checkpoint / "model.safetensors").unlink()
     size = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
-    arguments = [sys.executable, "-c", script, checkpoint, precision, tmp_path / "models"]
-    output = subprocess.check_output([*map(str, arguments)], cwd=ROOT, text=True, stderr=subprocess.DEVNULL)
-    # what any conversion takes, however small the model
-    assert int(output.split()[-1]) <= share * size + 120e6
+    peak = peak_memory(
+        "import nncf, openvino, openvino_tokenizers, optimum.exporters.openvino\n"
+        "import conversion, mpt_converter, transformers.models.llama.modeling_llama",
+        "conversion.prepare_model(*sys.argv[1:])",
+        checkpoint,
+        precision,
+        tmp_path / "models",
+    )
+    assert peak <= share * size + 120e6  # what any conversion takes, however small the model
 
 
 @pytest.mark.parametrize("precision", FOLDER_NAMES)

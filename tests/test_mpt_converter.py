@@ -2,7 +2,6 @@
 
 import gc
 import json
-import subprocess
 import sys
 import weakref
 from collections import Counter
@@ -33,10 +32,8 @@ from mpt_reference import (
     reference_logits,
 )
 from ov_mpt_model import OVMPTModel
+from peak_memory import peak_memory
 from tiny_checkpoints import MPT_LENGTH, MPT_VOCABULARY, make_tiny_checkpoint, tiny_mpt
-
-ROOT = Path(__file__).parents[1]
-
 
 # The numbers
 
@@ -267,30 +264,19 @@ def test_nothing_keeps_the_weights_alive(tmp_path):
     ids=str,
 )
 def test_memory_stays_below_a_share_of_the_checkpoint(tmp_path, precision, dtype, share):
-    script = """
-import sys, threading, time
-import nncf, openvino, optimum.exporters.openvino, optimum.intel, transformers.models.mpt.modeling_mpt
-from mpt_converter import convert_mpt, load_mpt
-def anonymous():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
-peak, before = 0, anonymous()
-def watch():
-    global peak
-    while True:
-        peak = max(peak, anonymous())
-        time.sleep(0.01)
-threading.Thread(target=watch, daemon=True).start()
-convert_mpt(load_mpt(sys.argv[1]), sys.argv[2], sys.argv[3])
-print((peak - before) * 1024)
-"""
     config = MptConfig(d_model=1024, n_heads=16, n_layers=12, vocab_size=4000)
     MptForCausalLM(config).to(dtype).save_pretrained(tmp_path / "checkpoint")
     size = (tmp_path / "checkpoint" / "model.safetensors").stat().st_size
-    arguments = [sys.executable, "-c", script, tmp_path / "checkpoint", tmp_path / "model", precision]
-    output = subprocess.check_output([*map(str, arguments)], cwd=ROOT, text=True, stderr=subprocess.DEVNULL)
-    assert (
-        int(output.split()[-1]) <= share * size + 60e6
-    )  # what any conversion takes, however small the model
+    peak = peak_memory(
+        "import nncf, openvino, optimum.exporters.openvino, optimum.intel\n"
+        "import transformers.models.mpt.modeling_mpt\n"
+        "from mpt_converter import convert_mpt, load_mpt",
+        "convert_mpt(load_mpt(sys.argv[1]), sys.argv[2], sys.argv[3])",
+        tmp_path / "checkpoint",
+        tmp_path / "model",
+        precision,
+    )
+    assert peak <= share * size + 60e6  # what any conversion takes, however small the model
 
 
 # From checkpoint to chat
