@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+import httpx
 import psutil
 import pytest
 
@@ -27,6 +28,23 @@ DEADLINE = 180  # seconds after which a test gives up; Ray is slow on a busy mac
 
 def question(text: str) -> list[dict]:
     return [{"role": "user", "content": text}]
+
+
+def last_event(address: str, text: str, asked: dict, begun: threading.Barrier | None = None) -> str:
+    """How a streamed answer ends: the last line that came; "" where none did.
+
+    asked: fields of the request besides those of `GREEDY`.
+    begun: passed when the first words are there.
+    """
+    body = GREEDY | asked | {"messages": question(text), "stream": True}
+    url, last = f"{address}/chat/completions", ""
+    with httpx.stream("POST", url, json=body, headers=HEADERS, timeout=DEADLINE) as response:
+        for line in response.iter_lines():
+            if begun and '"content":"' in line and '"content":""' not in line:
+                begun.wait(DEADLINE)
+                begun = None
+            last = line or last
+    return last
 
 
 def started(*words: str, command: tuple[str, ...] = ("-m", "serving.cluster")) -> subprocess.Popen:

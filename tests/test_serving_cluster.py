@@ -15,10 +15,12 @@ import openai
 import psutil
 import pytest
 
-from ray_cluster import DEADLINE, GREEDY, HEADERS, KEY, TOKEN, ended, engines, question, started
+from ray_cluster import DEADLINE, GREEDY, HEADERS, KEY, TOKEN, ended, engines, last_event, question, started
 from sampling import SamplingParams
 from serving import cluster
 from serving.client import RemoteChatModel
+
+LONG = {"max_tokens": 400}
 
 # The command line
 
@@ -99,24 +101,6 @@ def two(ray_is_there, smollm2_folder) -> Iterator[subprocess.Popen]:
 def client(two):
     with openai.OpenAI(base_url=two.address, api_key=KEY, max_retries=0, timeout=DEADLINE) as client:
         yield client
-
-
-def last_event(process: subprocess.Popen, text: str, begun: threading.Barrier | None) -> str:
-    """How a long streamed answer ends: the last line that came.
-
-    begun: passed when the first words are there.
-    """
-    body = GREEDY | {"messages": question(text), "stream": True, "max_tokens": 400}
-    last = ""
-    with httpx.stream(
-        "POST", f"{process.address}/chat/completions", json=body, headers=HEADERS, timeout=DEADLINE
-    ) as response:
-        for line in response.iter_lines():
-            if begun and '"content":"' in line and '"content":""' not in line:
-                begun.wait(DEADLINE)
-                begun = None
-            last = line or last
-    return last
 
 
 @pytest.mark.slow
@@ -214,7 +198,9 @@ def test_killed_replica_breaks_its_own_answers_off_and_no_others(two, client):
     assert len(before) == 2
     begun = threading.Barrier(17)
     with ThreadPoolExecutor(16) as pool:
-        lasts = [pool.submit(last_event, two, f"A long story, number {n}.", begun) for n in range(16)]
+        lasts = [
+            pool.submit(last_event, two.address, f"A long story, number {n}.", LONG, begun) for n in range(16)
+        ]
         begun.wait(DEADLINE)
         before[0].kill()
         answer = client.chat.completions.create(messages=question("Still there?"), **GREEDY)
@@ -246,7 +232,7 @@ def test_being_told_to_end_lets_answers_finish(ray_is_there, smollm2_folder):
         assert process.stdout.readline() == f"Ready at {process.address}\n"
         begun = threading.Barrier(2)
         with ThreadPoolExecutor(1) as pool:
-            last = pool.submit(last_event, process, "A long story.", begun)
+            last = pool.submit(last_event, process.address, "A long story.", LONG, begun)
             begun.wait(DEADLINE)
             process.send_signal(signal.SIGTERM)
             assert last.result() == "data: [DONE]"

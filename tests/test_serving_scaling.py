@@ -15,30 +15,24 @@ import pytest
 
 from conftest import PROJECT
 from impatient_cluster import TARGET, states
-from ray_cluster import DEADLINE, GREEDY, HEADERS, Lines, ended, engines, question, started, wait_for
+from ray_cluster import (
+    DEADLINE,
+    GREEDY,
+    HEADERS,
+    Lines,
+    ended,
+    engines,
+    last_event,
+    question,
+    started,
+    wait_for,
+)
 
 IMPATIENT = (str(PROJECT / "tests" / "impatient_cluster.py"),)
 
 # An answer that cannot end before its limit of tokens does.
 ENDLESS = {"type": "array", "items": {"const": "and so on"}, "minItems": 1000}
 LONG = {"response_format": {"type": "json_schema", "json_schema": {"name": "long", "schema": ENDLESS}}}
-
-
-def last_event(address: str, text: str, tokens: int, begun: threading.Barrier | None = None) -> str:
-    """How a streamed answer of so many tokens ends: the last line that came; "" where none did.
-
-    begun: passed when the first words are there.
-    """
-    body = GREEDY | LONG | {"messages": question(text), "stream": True, "max_tokens": tokens}
-    last = ""
-    url = f"{address}/chat/completions"
-    with httpx.stream("POST", url, json=body, headers=HEADERS, timeout=DEADLINE) as response:
-        for line in response.iter_lines():
-            if begun and '"content":"' in line and '"content":""' not in line:
-                begun.wait(DEADLINE)
-                begun = None
-            last = line or last
-    return last
 
 
 def computing(engine: psutil.Process) -> psutil.Process:
@@ -75,7 +69,10 @@ def test_an_engine_that_hangs_is_replaced_and_no_question_is_left_without_an_end
 
     begun = threading.Barrier(17)
     with ThreadPoolExecutor(32) as pool:
-        streams = [pool.submit(last_event, process.address, f"{n}", 300, begun) for n in range(16)]
+        streams = [
+            pool.submit(last_event, process.address, f"{n}", LONG | {"max_tokens": 300}, begun)
+            for n in range(16)
+        ]
         begun.wait(DEADLINE)
         hung.suspend()
         answers = list(pool.map(ask, range(16)))
@@ -99,7 +96,7 @@ def crowd(address: str, users: int) -> Iterator[Counter]:
 
     def client(number: int) -> None:
         while not enough.is_set():
-            ends[last_event(address, f"Client {number}", 200)] += 1
+            ends[last_event(address, f"Client {number}", LONG | {"max_tokens": 200})] += 1
 
     with ThreadPoolExecutor(users) as pool:
         clients = [pool.submit(client, number) for number in range(users)]
