@@ -34,7 +34,6 @@ class SchemaCheck:
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
         self._pipeline: openvino_genai.LLMPipeline | None = None
-        self._other_size: openvino_genai.LLMPipeline | None = None
         self._compiled: set[str] = set()
 
     def __call__(self, schema: str) -> None:
@@ -50,11 +49,10 @@ class SchemaCheck:
                 raise ValueError(
                     "No JSON schema can be followed: the model's folder has no tokenizer for OpenVINO GenAI."
                 ) from error
-            size = self._vocabulary or max(vocabulary.values()) + 1
-            self._pipeline = empty_pipeline(self._tokenizer, size)
-            self._other_size = empty_pipeline(self._tokenizer, size + 1)
+            self._vocabulary = self._vocabulary or max(vocabulary.values()) + 1
+            self._pipeline = empty_pipeline(self._tokenizer, self._vocabulary)
         if len(self._compiled) >= MOST_SCHEMAS and schema not in self._compiled:
-            draw(self._other_size, "{}")
+            draw(empty_pipeline(self._tokenizer, self._vocabulary + 1), "{}")
             self._compiled.clear()
         self._compiled.add(schema)
         try:
