@@ -19,7 +19,7 @@ PRECISIONS = ("FP16", "INT8", "INT4")
 SETTINGS = {
     "FP16": {},
     "INT8": {"mode": "INT8_ASYM"},
-    "INT4": {"mode": "INT4_ASYM", "group_size": 64, "ratio": 1.0, "group_size_fallback_mode": "ADJUST"},
+    "INT4": {"mode": "INT4_SYM", "group_size": 32, "ratio": 1.0, "group_size_fallback_mode": "ADJUST"},
 }
 
 
@@ -32,11 +32,11 @@ def check_precision(precision: str) -> None:
 def compress(graph: "openvino.Model", precision: str) -> "openvino.Model":
     """Compress the weights of a graph to 8 or 4 bits, or only note for FP16 that the cache wants 16 as well.
 
-    INT8 has a scale and a zero point per output channel. INT4 has them per group of 64 input channels, or the
-    next smaller number that divides the layer's width; embedding and head stay at 8 bits. Without zero points
-    a processor with AVX2 only decodes a sixth faster, but answers change (docs/performance.md). Others are
-    more exact (`benchmarks.quality --int4` has the table), but smaller groups decode more slowly, AWQ takes
-    much more memory while converting, and scale estimation needs data.
+    INT8 has a scale and a zero point per output channel; without zero points answers change. INT4 has a scale
+    per group of 32 input channels; embedding and head stay at 8 bits, and a layer whose width 32 does not
+    divide. Groups of 64 with zero points are less exact, and a processor with AVX2 only takes a quarter more
+    time for them (docs/performance.md). Others are more exact still (`benchmarks.quality --int4` has the
+    table), but AWQ takes much more memory while converting, and scale estimation needs data.
     """
     import nncf
 

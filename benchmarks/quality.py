@@ -33,14 +33,14 @@ from tuning import EXACT, fastest_properties
 TEXT = Path(__file__).with_name("quality_text.txt").read_text(encoding="utf-8")
 WINDOW = 512  # tokens that are computed together, from an empty cache
 
-INT4_SETTINGS = {  # what differs from asymmetric, groups of 64
-    "groups of 128": {"group_size": 128},
-    "groups of 64": {},
-    "groups of 32": {"group_size": 32},
-    "groups of 64, symmetric": {"mode": "INT4_SYM"},
-    "groups of 64, a fifth of the weights at INT8": {"ratio": 0.8},
-    "groups of 64, AWQ without data": {"awq": True},
-    "groups of 64, scale estimation with data": {"scale_estimation": True},
+INT4_SETTINGS = {  # what differs from groups of 32 without zero points
+    "groups of 32": {},
+    "groups of 64": {"group_size": 64},
+    "groups of 32, zero points": {"mode": "INT4_ASYM"},
+    "groups of 64, zero points": {"mode": "INT4_ASYM", "group_size": 64},
+    "groups of 32, a fifth of the weights at INT8": {"ratio": 0.8},
+    "groups of 32, AWQ without data": {"awq": True},
+    "groups of 32, scale estimation with data": {"scale_estimation": True},
 }
 
 
@@ -89,7 +89,7 @@ def int4_variants(fp16_folder: Path, ids: list[int]) -> Iterator[tuple[str, Path
     import nncf
 
     for title, changes in INT4_SETTINGS.items():
-        setting = {"mode": "INT4_ASYM", "group_size": 64, "ratio": 1.0} | changes
+        setting = {"mode": "INT4_SYM", "group_size": 32, "ratio": 1.0} | changes
         if "scale_estimation" in changes:
             setting["dataset"] = nncf.Dataset(
                 [model_inputs(ids[start : start + 128]) for start in range(0, len(ids) - 128, 128)]

@@ -1,7 +1,7 @@
-"""What zero points cost: decoding with and without them, side by side, and the distance from FP16.
+"""What zero points bring and cost: decoding with and without them, side by side, and the distance from FP16.
 
 `--avx2` keeps the processor to AVX2 (`benchmarks.avx2`). The distance is the mean KL divergence of the
-next-token distribution from FP16 computed in 32 bits.
+next-token distribution from FP16 computed in 32 bits, and at how many places the most probable one is FP16's.
 
 Usage: python -m benchmarks.zero_points [--model NAME] [--rounds 9] [--avx2]
 """
@@ -39,9 +39,16 @@ from tuning import EXACT, fastest_properties
 
 PROMPT, NEW = 64, 64
 SEEN = 512  # tokens of the text that the distance is taken over
-WITHOUT = {  # settings of NNCF
-    "INT8": {"mode": CompressWeightsMode.INT8_SYM},
-    "INT4": {"mode": CompressWeightsMode.INT4_SYM, "group_size": 64, "ratio": 1.0},
+OTHERS = {  # settings of NNCF, beside those of `compression`
+    "INT8": {"INT8 without zero points": {"mode": CompressWeightsMode.INT8_SYM}},
+    "INT4": {
+        f"INT4 {title}, groups of {size}": {"mode": mode, "group_size": size, "ratio": 1.0}
+        for title, mode, size in (
+            ("without zero points", CompressWeightsMode.INT4_SYM, 64),
+            ("with zero points", CompressWeightsMode.INT4_ASYM, 64),
+            ("with zero points", CompressWeightsMode.INT4_ASYM, 32),
+        )
+    },
 }
 
 
@@ -66,7 +73,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--avx2", action="store_true")
     options = parser.parse_args()
-    folders = {name: prepare_model(options.model, name, models_dir()) for name in ("FP16", *WITHOUT)}
+    folders = {name: prepare_model(options.model, name, models_dir()) for name in ("FP16", *OTHERS)}
     ids = open_tokenizer(folders["FP16"]).encode(TEXT)
 
     def loaded(properties: dict[str, str], precision: str | None, **settings: object) -> PagedModel:
@@ -82,22 +89,25 @@ def main() -> None:
 
     exact = predicted(loaded(EXACT, None), ids)
     models = {}
-    for precision, settings in WITHOUT.items():
+    for precision, others in OTHERS.items():
         properties = fastest_properties(folders[precision], "CPU") | avx2.properties()
         models[precision] = loaded(properties, precision)
-        models[f"{precision} without zero points"] = loaded(properties, precision, **settings)
+        for title, settings in others.items():
+            models[title] = loaded(properties, precision, **settings)
     distances = {}
     for title, model in models.items():
-        distance = (exact.exp() * (exact - predicted(model, ids))).sum(-1).mean().item()
-        distances[title] = f"{distance:.4f}"
+        found = predicted(model, ids)
+        distance = (exact.exp() * (exact - found)).sum(-1).mean().item()
+        agreement = (exact.argmax(-1) == found.argmax(-1)).float().mean().item()
+        distances[title] = f"{distance:.4f} | {agreement:.0%}"
     times = {title: [] for title in models}
     for _ in range(options.rounds):
         for title, model in models.items():
             times[title].append(milliseconds_per_token(model, ids))
 
     print(f"{options.model}, {options.rounds} rounds, on {this_machine()}{', AVX2 only' * options.avx2}\n")
-    print("| | ms a token | of the time with them (range) | mean KL to FP16 |")
-    print("|---|---|---|---|")
+    print("| | ms a token | of the time of the usual (range) | mean KL to FP16 | most probable is FP16's |")
+    print("|---|---|---|---|---|")
     for title in models:
         usual = times[title.split()[0]]
         ratios = [one / base for one, base in zip(times[title], usual, strict=True)]

@@ -22,11 +22,11 @@ def test_every_weight_matrix_is_compressed(converted, tiny_checkpoints, family, 
     layers = sum(isinstance(module, torch.nn.Linear) for module in model.base_model.modules())
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     ends = 1 if tied else 2  # embedding and head: 8 bits in both precisions
-    expected = {"u8": layers + ends} if precision == "INT8" else {"u4": layers, "u8": ends}
+    expected = {"u8": layers + ends} if precision == "INT8" else {"i4": layers, "u8": ends}
 
     ir = openvino.Core().read_model(converted(family, precision) / "openvino_model.xml")
     constants = [node for node in ir.get_ops() if node.get_type_name() == "Constant"]
-    # A matrix, or its rows in groups of 64. Scales and zero points have one column.
+    # A matrix, or its rows in groups of 32. Scales and zero points have one column.
     matrices = [
         node
         for node in constants
@@ -51,15 +51,21 @@ def layer(width: int) -> openvino.Model:
     return openvino.Model([x], [ids])
 
 
-@pytest.mark.parametrize(("width", "groups"), [(128, 2), (192, 3), (96, 3)])
-def test_int4_has_a_scale_for_64_columns_or_the_next_smaller_number_that_fits(width, groups):
+@pytest.mark.parametrize(("width", "groups"), [(128, 4), (96, 3)])
+def test_int4_has_a_scale_for_32_columns(width, groups):
     graph = compress(layer(width), "INT4")
     shapes = {
         tuple(node.get_output_shape(0))
         for node in graph.get_ops()
-        if node.get_element_type() == openvino.Type.u4
+        if node.get_element_type() == openvino.Type.i4
     }
-    assert (256, groups, width // groups) in shapes
+    assert (256, groups, 32) in shapes
+
+
+def test_a_layer_that_32_does_not_divide_keeps_8_bits():
+    kinds = {node.get_element_type() for node in compress(layer(80), "INT4").get_ops()}
+    assert openvino.Type.u8 in kinds
+    assert openvino.Type.i4 not in kinds
 
 
 def test_fewer_bits_are_less_exact_but_still_close():

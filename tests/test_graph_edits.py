@@ -15,21 +15,21 @@ def count(graph, kind: str) -> int:
 
 
 def constant(values: np.ndarray, kind: str) -> openvino.Node:
-    if kind == "u4":
+    if kind in ("u4", "i4"):
         low, high = np.resize(values, values.size + values.size % 2).reshape(-1, 2).T
-        tensor = openvino.Tensor(low | high << 4, openvino.Shape(values.shape), openvino.Type.u4)
-        return ops.constant(tensor)
+        kind = getattr(openvino.Type, kind)
+        return ops.constant(openvino.Tensor(low | high << 4, openvino.Shape(values.shape), kind))
     return ops.constant(values)
 
 
 def compressed(rows: int, kind: str, groups: int = 2, zero_points: int | None = None) -> openvino.Node:
-    """Weights [rows, 64] as NNCF writes them."""
+    """Weights [rows, 64] as NNCF writes them: without a zero point where the integers have a sign."""
     choice = np.random.default_rng(rows)
     numbers = choice.integers(0, 16, (rows, groups, 64 // groups), dtype=np.uint8)
-    zeros = choice.integers(0, 16, (zero_points or rows, groups, 1), dtype=np.uint8)
-    node = ops.subtract(
-        ops.convert(constant(numbers, kind), "f32"), ops.convert(constant(zeros, kind), "f32")
-    )
+    node = ops.convert(constant(numbers, kind), "f32")
+    if kind != "i4":
+        zeros = choice.integers(0, 16, (zero_points or rows, groups, 1), dtype=np.uint8)
+        node = ops.subtract(node, ops.convert(constant(zeros, kind), "f32"))
     node = ops.multiply(node, ops.constant(choice.random((rows, groups, 1), dtype=np.float32)))
     return ops.reshape(node, [rows, 64], special_zero=False)
 
@@ -39,7 +39,7 @@ def products(*weights: openvino.Node) -> openvino.Model:
     return openvino.Model([ops.matmul(numbers, node, False, True) for node in weights], [numbers])
 
 
-@pytest.mark.parametrize("kind", ["u8", "u4"])
+@pytest.mark.parametrize("kind", ["u8", "u4", "i4"])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_products_in_groups_are_joined_and_give_the_same(kind, groups):
     graph = products(*(compressed(rows, kind, groups) for rows in (8, 4, 16)))
