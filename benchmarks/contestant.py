@@ -35,15 +35,13 @@ def prompt_ids(length: int, user: int) -> list[int]:
 
 def chat(folder: str, engine_name: str = "optimum") -> Run:
     """ChatModel.stream, as the chat page uses it; the figures are those of its own stats."""
-    from benchmarks import avx2
     from chat import ChatModel, SamplingParams
     from chat_tokenizer import open_tokenizer
     from config import CHATML_TEMPLATE, ModelConfig
     from engine import OptimumEngine
     from genai_engine import GenAIEngine
 
-    kind = GenAIEngine if engine_name == "genai" else OptimumEngine.from_folder
-    engine = kind(folder, ov_config=avx2.properties())
+    engine = GenAIEngine(folder) if engine_name == "genai" else OptimumEngine.from_folder(folder)
     model = ChatModel(engine, open_tokenizer(folder), ModelConfig("benchmark", chat_template=CHATML_TEMPLATE))
     model.end_ids = frozenset()
     counter = iter(range(10**9))
@@ -195,11 +193,10 @@ def genai_batching(folder: str) -> Run:
 
 
 def our_properties(folder: str) -> dict[str, str]:
-    """What `load_model` and the engines set on this machine, or would set on one with AVX2 only."""
-    from benchmarks import avx2
+    """What `load_model` and the engines set on this machine."""
     from tuning import fastest_properties
 
-    return fastest_properties(folder, "CPU") | avx2.properties()
+    return fastest_properties(folder, "CPU")
 
 
 def genai_config(new: int):

@@ -1,10 +1,9 @@
 """Decoding speed side by side: this project's engines, Optimum's `generate`, and peers.
 
 Each contestant has a process of its own (`benchmarks.contestant`) and they take turns, so that a busy machine
-slows all alike. Prints one table in Markdown. `--avx2` keeps all but llama.cpp to AVX2
-(`benchmarks.avx2`); that one has to be built for it: `-DGGML_NATIVE=OFF -DGGML_AVX512=OFF`.
+slows all alike. Prints one table in Markdown.
 
-Usage: python -m benchmarks.decoding [--rounds 5] [--peers LLAMA_CPP_PYTHON] [--gguf Q8_0=FILE ...] [--avx2]
+Usage: python -m benchmarks.decoding [--rounds 5] [--peers LLAMA_CPP_PYTHON] [--gguf Q8_0=FILE ...]
 """
 
 import argparse
@@ -23,7 +22,7 @@ import telemetry
 
 telemetry.turn_off()
 
-from benchmarks import avx2, check
+from benchmarks import check
 from benchmarks.resident import resident
 from config import DEFAULT_MODEL
 from conversion import prepare_model
@@ -44,7 +43,6 @@ class Contestant:
     source: Path  # a folder or a file
     users: int = 1
     python: str = sys.executable
-    environment: dict[str, str] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)
     firsts: list[float] = field(default_factory=list)
     long_firsts: list[float] = field(default_factory=list)
@@ -57,7 +55,6 @@ class Contestant:
             subprocess.Popen(
                 [self.python, "-m", "benchmarks.contestant", self.kind, str(self.source)],
                 cwd=PROJECT,
-                env=os.environ | self.environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -125,8 +122,7 @@ def chosen(options: argparse.Namespace) -> list[Contestant]:
         if options.only and not any(part in title for part in options.only):
             continue
         source = prepare_model(options.model, precision) if precision else fetch_checkpoint(options.model)
-        environment = avx2.ENVIRONMENT if options.avx2 else {}
-        contestants.append(Contestant(title, kind, source, users, environment=environment))
+        contestants.append(Contestant(title, kind, source, users))
     if options.peers:
         for entry in options.gguf:
             title, file = entry.split("=", 1)
@@ -177,7 +173,6 @@ def main() -> None:
     parser.add_argument("--gguf", nargs="*", default=[], help="files for llama.cpp, as TITLE=FILE")
     parser.add_argument("--no-long-prompt", action="store_true")
     parser.add_argument("--save", type=Path, help="write the ratios as JSON, for `benchmarks.check`")
-    parser.add_argument("--avx2", action="store_true")
     parser.add_argument("--panel", nargs=2, metavar=("FILE", "TITLE"), help="write the rates for a picture")
     parser.add_argument("--only", nargs="*", help="run contestants whose titles contain one of these")
     options = parser.parse_args()
@@ -195,7 +190,7 @@ def main() -> None:
                 contestant.run(long_prompt=not options.no_long_prompt and number < 3)
     reference = next((one for one in contestants if one.title == "ChatModel, INT8"), contestants[0])
     print(f"{options.model}, {SHORT} prompt and {NEW} new tokens, median of {options.rounds} rounds")
-    print(this_machine() + ", kept to AVX2" * options.avx2)
+    print(this_machine())
     print(f"load average {os.getloadavg()[0]:.1f}; memory can be read at {readable / 1e9:.1f} GB/s\n")
     print(
         f"| | tokens/s | relative to {reference.title} (range) | weights read, share of the memory's speed | "

@@ -1,21 +1,14 @@
 """What zero points bring and cost: decoding with and without them, side by side, and the distance from FP16.
 
-`--avx2` keeps the processor to AVX2 (`benchmarks.avx2`). The distance is the mean KL divergence of the
-next-token distribution from FP16 computed in 32 bits, and at how many places the most probable one is FP16's.
+The distance is the mean KL divergence of the next-token distribution from FP16 computed in 32 bits; beside it
+stands at how many places the most probable token is FP16's.
 
-Usage: python -m benchmarks.zero_points [--model NAME] [--rounds 9] [--avx2]
+Usage: python -m benchmarks.zero_points [--model NAME] [--rounds 9]
 """
 
 import argparse
-import os
 import statistics
-import sys
 import time
-
-from benchmarks import avx2
-
-if "--avx2" in sys.argv:
-    os.environ |= avx2.ENVIRONMENT  # before the libraries are loaded
 
 import telemetry
 
@@ -71,7 +64,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--avx2", action="store_true")
     options = parser.parse_args()
     folders = {name: prepare_model(options.model, name, models_dir()) for name in ("FP16", *OTHERS)}
     ids = open_tokenizer(folders["FP16"]).encode(TEXT)
@@ -90,7 +82,7 @@ def main() -> None:
     exact = predicted(loaded(EXACT, None), ids)
     models = {}
     for precision, others in OTHERS.items():
-        properties = fastest_properties(folders[precision], "CPU") | avx2.properties()
+        properties = fastest_properties(folders[precision], "CPU")
         models[precision] = loaded(properties, precision)
         for title, settings in others.items():
             models[title] = loaded(properties, precision, **settings)
@@ -105,7 +97,7 @@ def main() -> None:
         for title, model in models.items():
             times[title].append(milliseconds_per_token(model, ids))
 
-    print(f"{options.model}, {options.rounds} rounds, on {this_machine()}{', AVX2 only' * options.avx2}\n")
+    print(f"{options.model}, {options.rounds} rounds, on {this_machine()}\n")
     print("| | ms a token | of the time of the usual (range) | mean KL to FP16 | most probable is FP16's |")
     print("|---|---|---|---|---|")
     for title in models:

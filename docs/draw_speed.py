@@ -22,11 +22,11 @@ def draw(panels: dict[str, dict]) -> str:
     """The picture; each panel is {"machine": words, "tokens_per_second": {name: [low, median, high]}}."""
     rows = max(len(panel["tokens_per_second"]) for panel in panels.values())
     width = WIDTH / len(panels)
-    longest = max(high for panel in panels.values() for *_, high in panel["tokens_per_second"].values())
     parts = []
     for number, (title, panel) in enumerate(panels.items()):
         x = number * width
-        room = (width - LEFT - 70) / longest
+        longest = max(high for *_, high in panel["tokens_per_second"].values())
+        room = (width - LEFT - 70) / longest  # compared is what one machine has measured
         parts += [
             text(x + 24, 34, title, "ink", 15, bold=True),
             text(x + 24, 54, panel["machine"], "grey", 12),
