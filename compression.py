@@ -34,8 +34,8 @@ def compress(graph: "openvino.Model", precision: str) -> "openvino.Model":
 
     INT8 has a scale and a zero point per output channel; without zero points answers change. INT4 has a scale
     per group of 32 input channels; embedding and head stay at 8 bits, and a layer whose width 32 does not
-    divide. Groups of 64 with zero points are less exact, and a processor with AVX2 only takes a quarter more
-    time for them (docs/performance.md). Others are more exact still (`benchmarks.quality --int4` has the
+    divide. Groups of 64 with zero points are no more exact, and a processor with AVX2 only takes a fifth more
+    time for them (docs/performance.md). Others are more exact (`benchmarks.quality --int4` has the
     table), but AWQ takes much more memory while converting, and scale estimation needs data.
     """
     import nncf
