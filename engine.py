@@ -232,6 +232,10 @@ class OptimumEngine:
         finally:
             self._leave(request)
 
+    def settle(self) -> None:
+        """Wait until nothing is being compiled any more; tokens computed before that take longer."""
+        self._model.settle()
+
     def close(self) -> None:
         """See `Engine.close`."""
         self._model = None

@@ -236,6 +236,9 @@ class StatefulModel:
         self._request = compiled.create_infer_request()
         self._cached = 0
 
+    def settle(self) -> None:
+        """Nothing is compiled beside it."""
+
     def cut(self, wanted: int, coming: int) -> int:
         """Forget all but the first `wanted` cached tokens; returns how many could be kept."""
         return wanted if wanted == self._cached else 0

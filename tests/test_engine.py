@@ -119,6 +119,16 @@ def test_a_prompt_of_one_token_is_enough(llama):
     assert len(list(llama.generate([5], GREEDY))) == GREEDY.max_new_tokens
 
 
+def test_a_settled_engine_compiles_nothing_any_more(models, monkeypatch):
+    compiled = []
+    compile_one = kv_cache.OneTokenRequest
+    monkeypatch.setattr(
+        kv_cache, "OneTokenRequest", lambda *given: compiled.append(compile_one(*given)) or compiled[0]
+    )
+    OptimumEngine(models["llama"]).settle()
+    assert len(compiled) == 1
+
+
 def test_an_empty_prompt_is_refused_at_once(llama):
     with pytest.raises(ValueError, match="prompt has no tokens"):
         llama.generate([], GREEDY)
