@@ -115,6 +115,10 @@ class RemoteChatModel:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._client.aclose()
+        # Generators that httpx has left half read are closed by tasks of their own.
+        await asyncio.sleep(0)
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
 
     def _find(self, model: str | None) -> dict[str, Any]:
         """What the server says of the model."""

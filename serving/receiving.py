@@ -8,7 +8,7 @@ import json
 import queue
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import httpx
@@ -84,14 +84,15 @@ class Receiver:
             async with self._client.stream("POST", self._url, json=request) as response:
                 if response.status_code != 200:
                     raise refusal(self._url, response.status_code, await response.aread())
-                async for chunk in events(response):
-                    if "error" in chunk:
-                        raise BrokenOff(error_words(chunk))
-                    for choice in chunk.get("choices") or []:
-                        self._take(choice)
-                        reason = choice.get("finish_reason") or reason
-                    if chunk.get("usage"):
-                        read_usage(chunk["usage"], self.stats, earlier)
+                async with aclosing(events(response)) as chunks:
+                    async for chunk in chunks:
+                        if "error" in chunk:
+                            raise BrokenOff(error_words(chunk))
+                        for choice in chunk.get("choices") or []:
+                            self._take(choice)
+                            reason = choice.get("finish_reason") or reason
+                        if chunk.get("usage"):
+                            read_usage(chunk["usage"], self.stats, earlier)
         if reason is None:
             raise BrokenOff("The server broke off the answer.")
         self.stats.finish("length" if reason == "length" else "stop")
@@ -119,14 +120,15 @@ async def events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     Lines end at line feeds only: httpx would split at Unicode's separators too, which JSON may contain.
     """
     rest = b""
-    async for piece in response.aiter_bytes():
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
-            if data == b"[DONE]":
-                return
-            if data:
-                yield json.loads(data)
+    async with aclosing(response.aiter_bytes()) as pieces:
+        async for piece in pieces:
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
+                if data == b"[DONE]":
+                    return
+                if data:
+                    yield json.loads(data)
 
 
 def read_usage(usage: Mapping[str, Any], stats: ReplyStats, earlier: int = 0) -> None:

@@ -239,3 +239,21 @@ def test_errors_of_the_connection_are_told_in_words(raised, kind, words):
         raise raised
     assert "http://x/v1" in str(caught.value)
     assert type(caught.value) is kind
+
+
+def test_what_comes_after_the_last_event_is_not_left_half_read():
+    class Response:
+        closed = False
+
+        async def aiter_bytes(self) -> AsyncIterator[bytes]:
+            try:
+                yield b'data: {"number": 1}\n\ndata: [DONE]\n\n'
+                yield b"and more"
+            finally:
+                self.closed = True
+
+    async def read(response: Response) -> list:
+        found = [event async for event in receiving.events(response)]
+        return [*found, response.closed]
+
+    assert asyncio.run(read(Response())) == [{"number": 1}, True]
