@@ -108,9 +108,23 @@ def plain(source: str) -> str:
     return re.sub(r"^(\s*)%.*$", r"\1pass", source, flags=re.MULTILINE)
 
 
+class Generators(ast.NodeTransformer):
+    """Turns comprehensions into generators, whose names are their own for `symtable` of every Python."""
+
+    def visit_ListComp(self, node: ast.ListComp) -> ast.GeneratorExp:
+        return ast.GeneratorExp(self.visit(node.elt), [self.visit(part) for part in node.generators])
+
+    visit_SetComp = visit_ListComp
+
+    def visit_DictComp(self, node: ast.DictComp) -> ast.GeneratorExp:
+        entry = ast.Tuple([self.visit(node.key), self.visit(node.value)], ast.Load())
+        return ast.GeneratorExp(entry, [self.visit(part) for part in node.generators])
+
+
 def reads_and_writes(source: str) -> tuple[set[str], set[str]]:
     """The global names that a cell uses, and those that it makes."""
-    top = symtable.symtable(plain(source), "cell", "exec")
+    generators = ast.unparse(Generators().visit(ast.parse(plain(source))))
+    top = symtable.symtable(generators, "cell", "exec")
     made = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
     used, tables = set(), [top]
     for table in tables:
