@@ -4,9 +4,9 @@ Knows NNCF and OpenVINO graphs. Refuses to know how a graph was made and what ru
 """
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quiet import quiet_libraries
 from workspace import show_progress
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import openvino
 
 PRECISIONS = ("FP16", "INT8", "INT4")
-# What `compress` gives to NNCF; noted beside a compressed model.
+# What `compress` gives to NNCF, in words; noted beside a compressed model.
 SETTINGS = {
     "FP16": {},
     "INT8": {"mode": "INT8_ASYM"},
@@ -38,12 +38,17 @@ def compress(graph: "openvino.Model", precision: str) -> "openvino.Model":
     time for them (docs/performance.md). Others are more exact (`benchmarks.quality --int4` has the
     table), but AWQ takes much more memory while converting, and scale estimation needs data.
     """
-    import nncf
-
     if precision == "FP16":
         graph.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])
         return graph
-    settings = dict(SETTINGS[precision])
+    return compress_as(graph, SETTINGS[precision])
+
+
+def compress_as(graph: "openvino.Model", settings: Mapping[str, Any]) -> "openvino.Model":
+    """Compress the weights of a graph with settings like those in `SETTINGS`."""
+    import nncf
+
+    settings = dict(settings)
     settings["mode"] = nncf.CompressWeightsMode[settings["mode"]]
     if fallback := settings.pop("group_size_fallback_mode", None):
         settings["advanced_parameters"] = nncf.AdvancedCompressionParameters(

@@ -25,6 +25,7 @@ import openvino
 import torch
 from transformers import AutoTokenizer
 
+from compression import SETTINGS, compress_as
 from config import DEFAULT_MODEL
 from conversion import prepare_model
 from quiet import quiet_libraries
@@ -33,7 +34,7 @@ from tuning import EXACT, fastest_properties
 TEXT = Path(__file__).with_name("quality_text.txt").read_text(encoding="utf-8")
 WINDOW = 512  # tokens that are computed together, from an empty cache
 
-INT4_SETTINGS = {  # what differs from groups of 32 without zero points
+INT4_SETTINGS = {  # what differs from `compression.SETTINGS`
     "groups of 32": {},
     "groups of 64": {"group_size": 64},
     "groups of 32, zero points": {"mode": "INT4_ASYM"},
@@ -89,20 +90,14 @@ def int4_variants(fp16_folder: Path, ids: list[int]) -> Iterator[tuple[str, Path
     import nncf
 
     for title, changes in INT4_SETTINGS.items():
-        setting = {"mode": "INT4_SYM", "group_size": 32, "ratio": 1.0} | changes
+        setting = SETTINGS["INT4"] | changes
         if "scale_estimation" in changes:
             setting["dataset"] = nncf.Dataset(
                 [model_inputs(ids[start : start + 128]) for start in range(0, len(ids) - 128, 128)]
             )
         model = openvino.Core().read_model(fp16_folder / "openvino_model.xml")
         with quiet_libraries():
-            compressed = nncf.compress_weights(
-                model,
-                advanced_parameters=nncf.AdvancedCompressionParameters(
-                    group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
-                ),
-                **setting | {"mode": nncf.CompressWeightsMode[setting["mode"]]},
-            )
+            compressed = compress_as(model, setting)
         with tempfile.TemporaryDirectory() as folder:
             openvino.save_model(compressed, Path(folder) / "openvino_model.xml")
             del model, compressed

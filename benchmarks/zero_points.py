@@ -14,16 +14,14 @@ import telemetry
 
 telemetry.turn_off()
 
-import nncf
 import numpy as np
 import openvino
 import torch
-from nncf import CompressWeightsMode
 
 from benchmarks.decoding import this_machine
 from benchmarks.quality import TEXT
 from chat_tokenizer import open_tokenizer
-from compression import compress
+from compression import SETTINGS, compress_as
 from config import DEFAULT_MODEL, models_dir
 from conversion import prepare_model
 from kv_cache import PagedModel
@@ -32,15 +30,12 @@ from tuning import EXACT, fastest_properties
 
 PROMPT, NEW = 64, 64
 SEEN = 512  # tokens of the text that the distance is taken over
-OTHERS = {  # settings of NNCF, beside those of `compression`
-    "INT8": {"INT8 without zero points": {"mode": CompressWeightsMode.INT8_SYM}},
+OTHERS = {  # what differs from `compression.SETTINGS`
+    "INT8": {"INT8 without zero points": {"mode": "INT8_SYM"}},
     "INT4": {
-        f"INT4 {title}, groups of {size}": {"mode": mode, "group_size": size, "ratio": 1.0}
-        for title, mode, size in (
-            ("without zero points", CompressWeightsMode.INT4_SYM, 64),
-            ("with zero points", CompressWeightsMode.INT4_ASYM, 64),
-            ("with zero points", CompressWeightsMode.INT4_ASYM, 32),
-        )
+        "INT4 without zero points, groups of 64": {"group_size": 64},
+        "INT4 with zero points, groups of 64": {"mode": "INT4_ASYM", "group_size": 64},
+        "INT4 with zero points, groups of 32": {"mode": "INT4_ASYM"},
     },
 }
 
@@ -68,13 +63,11 @@ def main() -> None:
     folders = {name: prepare_model(options.model, name, models_dir()) for name in ("FP16", *OTHERS)}
     ids = open_tokenizer(folders["FP16"]).encode(TEXT)
 
-    def loaded(properties: dict[str, str], precision: str | None, **settings: object) -> PagedModel:
+    def loaded(properties: dict[str, str], settings: dict[str, object] | None) -> PagedModel:
         with quiet_libraries():
             graph = openvino.Core().read_model(folders["FP16"] / "openvino_model.xml")
             if settings:
-                graph = nncf.compress_weights(graph, **settings)
-            elif precision:
-                graph = compress(graph, precision)
+                graph = compress_as(graph, settings)
         model = PagedModel(graph, "CPU", properties)
         model.settle()
         return model
@@ -83,9 +76,8 @@ def main() -> None:
     models = {}
     for precision, others in OTHERS.items():
         properties = fastest_properties(folders[precision], "CPU")
-        models[precision] = loaded(properties, precision)
-        for title, settings in others.items():
-            models[title] = loaded(properties, precision, **settings)
+        for title, changes in {precision: {}, **others}.items():
+            models[title] = loaded(properties, SETTINGS[precision] | changes)
     distances = {}
     for title, model in models.items():
         found = predicted(model, ids)
