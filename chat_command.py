@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import telemetry
-from open_chat import add_model_options, open_chat, wait_for
+from open_chat import add_model_options, open_chat, settle
 from sampling import OPTIONS
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def finish(begun: Begun, build: Callable[..., Any], launch: Callable[..., str]) 
             print(f"Warning: {who_can_reach(options.host)}", file=sys.stderr)
         print(f"Open {address} in a browser. Ctrl+C ends the server.", flush=True)
         if not options.connect:
-            wait_for(chat)
+            settle(chat)
         page.block_thread()
 
 

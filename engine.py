@@ -233,7 +233,10 @@ class OptimumEngine:
             self._leave(request)
 
     def settle(self) -> None:
-        """Wait until nothing is being compiled any more; tokens computed before that take longer."""
+        """Compile what else is compiled beside the first answer, whose tokens then take longer.
+
+        Any thread may call this; it returns when nothing is being compiled any more.
+        """
         self._model.settle()
 
     def close(self) -> None:

@@ -8,13 +8,15 @@ Two forms of the same model have the same two methods, `cut` and `infer`:
 `PagedModel` computes attention over a cache of blocks that belongs to us (Kwon et al., "Efficient Memory
 Management for Large Language Model Serving with PagedAttention", arXiv 2309.06180). How much of the cache is
 valid is a number given with each call, so cutting costs nothing. A small model is compiled twice: for prompts
-of any length, and then, while that is at work already, for one token.
+of any length, and then, when the first token follows or `settle` asks for it, for one token. Until that is
+there, tokens are computed by the first form.
 
 `StatefulModel` is the graph as it was exported, with the cache in variables inside it, for the few models and
 devices that have no paged form.
 """
 
 import math
+import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -80,10 +82,9 @@ class PagedModel:
         self._capacity = 0
         self._one_token: OneTokenRequest | None = None
         self._coming: Future[OneTokenRequest] | None = None
-        if device == "CPU" and weight_bytes(graph) <= SMALL_MODEL:
-            beside = ThreadPoolExecutor(1, "compile for one token")
-            self._coming = beside.submit(_compiled_for_one_token, graph, properties)
-            beside.shutdown(wait=False)
+        is_small = device == "CPU" and weight_bytes(graph) <= SMALL_MODEL
+        self._to_compile = (graph, properties) if is_small else None
+        self._begins = threading.Lock()
 
     @property
     def capacity(self) -> int:
@@ -91,16 +92,26 @@ class PagedModel:
         return self._capacity
 
     def settle(self) -> None:
-        """Wait until nothing is being compiled any more."""
-        if self._coming:
-            self._coming.result()
-            self._take_over()
+        """Compile the form for one token, which takes over from the next one on; any thread may call this."""
+        if coming := self._compiling():
+            coming.result()
+
+    def _compiling(self) -> "Future[OneTokenRequest] | None":
+        """The form for one token, begun by whoever asks first; None where there is none to come."""
+        with self._begins:
+            if self._to_compile:
+                beside = ThreadPoolExecutor(1, "compile for one token")
+                self._coming = beside.submit(_compiled_for_one_token, *self._to_compile)
+                beside.shutdown(wait=False)
+                self._to_compile = None
+            return self._coming
 
     def _take_over(self) -> None:
-        """From the next single token on, use the form for one token, if it is there."""
-        if self._coming and self._coming.done():
+        """From this single token on, use the form for one token, if it is there."""
+        coming = self._compiling()
+        if coming and coming.done():
             self._one_token, self._coming = self._coming.result(), None
-            for name in ("block_indices", *self._cache_ports) if self._capacity else ():
+            for name in ("block_indices", *self._cache_ports):
                 self._one_token.request.set_tensor(name, self._request.get_tensor(name))
 
     def cut(self, wanted: int, coming: int) -> int:
@@ -133,9 +144,10 @@ class PagedModel:
         if total > self._capacity:
             self._reserve(max(total, min(max(2 * self._capacity, FIRST_CAPACITY), self._longest)), past)
         blocks = -(-total // self._block_size)
-        self._take_over()
-        if self._one_token and len(new_ids) == 1:
-            return self._one_token.infer(new_ids[0], past, blocks)
+        if len(new_ids) == 1:
+            self._take_over()
+            if self._one_token:
+                return self._one_token.infer(new_ids[0], past, blocks)
         inputs = {
             "input_ids": np.array(new_ids + new_ids[-1:] * padding),
             "position_ids": np.minimum(np.arange(past, total), total - padding - 1),

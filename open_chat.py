@@ -113,7 +113,7 @@ def chat_on_folder(
         device: an OpenVINO device.
         engine: "optimum" or "genai".
         in_background: return while the engine is still being made, in a thread; who asks meanwhile waits.
-            `wait_for` waits for it too.
+            `settle` waits for it too.
         ov_config: properties for OpenVINO that go before the fastest ones.
 
     Raises:
@@ -144,13 +144,23 @@ def chat_on_folder(
     description = f"{precision} on {device}, {title}"
     chat = ChatModel(coming, open_tokenizer(folder), get_model_config(model), description)
     if not in_background:
-        wait_for(chat)
+        coming.result()
     return chat
 
 
-def wait_for(chat: "ChatModel") -> None:
-    """Wait until a chat's engine is there; raises what went wrong with making it."""
-    chat.engine.result()
+def settle(chat: "ChatModel") -> None:
+    """Wait until a chat's engine is there and computes tokens as fast as it is going to.
+
+    For commands, as soon as they serve: before, this would take processor time from what they wait for.
+
+    Raises:
+        OSError, ValueError: what went wrong with making the engine.
+    """
+    from engine import OptimumEngine
+
+    engine = chat.engine.result()
+    if isinstance(engine, OptimumEngine):
+        engine.settle()
 
 
 def _engine_class(engine: str) -> "Callable[[Path, str, dict[str, Any] | None], Engine]":

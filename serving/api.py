@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 import telemetry
 from chat import Chat
-from open_chat import add_model_options, open_chat
+from open_chat import add_model_options, open_chat, settle
 from serving.endpoint import build_app
 from serving.security import ImpatientProtocol, is_loopback, own_names
 
@@ -55,7 +55,13 @@ def main(arguments: list[str] | None = None) -> None:
     )
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"http://{host}:{listener.getsockname()[1]}/v1"
-    serve(app, listener, lambda: open_chat(options), loading, address)
+
+    def load() -> Chat:
+        chat = open_chat(options)
+        threading.Thread(target=settle, args=[chat], name="settle", daemon=True).start()
+        return chat
+
+    serve(app, listener, load, loading, address)
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:

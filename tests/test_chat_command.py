@@ -44,7 +44,7 @@ def served(monkeypatch):
         return f"http://{host}:{port}/"
 
     monkeypatch.setattr(chat_command, "open_chat", lambda options, in_background: FakeChat())
-    monkeypatch.setattr(chat_command, "wait_for", lambda chat: None)
+    monkeypatch.setattr(chat_command, "settle", lambda chat: None)
     monkeypatch.setattr(chat_command.telemetry, "turn_off", lambda: None)
     monkeypatch.setattr(chat_command, "check_address", lambda host, port: None)
     monkeypatch.setattr(chat_ui, "build_ui", lambda chat: FakePage())

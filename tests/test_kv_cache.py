@@ -118,7 +118,24 @@ def test_a_large_model_is_compiled_once(models, monkeypatch):
     assert weights > 2 * 290 * models["llama"].config.hidden_size  # the embedding alone
     for limit, twice in ((weights * 2, True), (weights / 2, False)):
         monkeypatch.setattr(kv_cache, "SMALL_MODEL", limit)
-        assert (paged_form(models["llama"])._one_token is not None) == twice
+        paged = paged_form(models["llama"])
+        paged.infer(IDS[:1], 0)
+        assert (paged._one_token is not None) == twice
+
+
+def test_nothing_is_compiled_for_one_token_before_the_first_one_follows(models, monkeypatch):
+    begun, compile_one = [], kv_cache.OneTokenRequest
+    monkeypatch.setattr(
+        kv_cache, "OneTokenRequest", lambda *given: begun.append(given) or compile_one(*given)
+    )
+    given = models["llama"]
+    paged = PagedModel(given.model, given._device, given.ov_config)
+    paged.infer(IDS[:10], 0)
+    assert begun == []
+    for past in range(10, 13):
+        paged.infer(IDS[past : past + 1], past)
+    paged.settle()
+    assert len(begun) == 1
 
 
 def test_the_form_for_one_token_takes_over_between_two_tokens(models, monkeypatch):
@@ -134,12 +151,11 @@ def test_the_form_for_one_token_takes_over_between_two_tokens(models, monkeypatc
     paged, stateful = PagedModel(given.model, given._device, given.ov_config), stateful_form(given)
     for past in range(12):
         if past == 6:
-            assert paged._one_token is None
             may_compile.set()
             paged.settle()
-            assert paged._one_token is not None
         new = IDS[past : past + 1]
         assert_close(paged.infer(new, past), stateful.infer(new, past), atol=1e-4)
+        assert (paged._one_token is not None) == (past >= 6)
 
 
 def test_the_stateful_form_keeps_all_or_nothing(models):

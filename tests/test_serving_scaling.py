@@ -90,8 +90,11 @@ def test_an_engine_that_hangs_is_replaced_and_no_question_is_left_without_an_end
 
 
 @contextmanager
-def crowd(address: str, users: int) -> Iterator[Counter]:
-    """So many clients, who ask again and again as long as this lasts; how their answers end."""
+def crowd(address: str, users: int) -> Iterator[tuple[Counter, threading.Event]]:
+    """So many clients, who ask again and again as long as this lasts, or until they have had enough.
+
+    Gives how their answers end, and what tells them to have had enough.
+    """
     ends, enough = Counter(), threading.Event()
 
     def client(number: int) -> None:
@@ -101,7 +104,7 @@ def crowd(address: str, users: int) -> Iterator[Counter]:
     with ThreadPoolExecutor(users) as pool:
         clients = [pool.submit(client, number) for number in range(users)]
         try:
-            yield ends
+            yield ends, enough
         finally:
             enough.set()
     for one in clients:
@@ -129,13 +132,14 @@ def work_of_the_one_that_goes(process: subprocess.Popen) -> float:
 def test_engines_come_and_go_with_the_crowd_and_no_answer_is_lost(impatient):
     process, lines = impatient("--min-replicas", "1", "--max-replicas", "2")
     assert len(engines(process)) == 1
-    with crowd(process.address, 2 * TARGET) as many:
+    staying, leaving = crowd(process.address, TARGET - 1), crowd(process.address, TARGET + 1)
+    with staying as (stayed, _), leaving as (left, enough):
         lines.until(states(RUNNING=2))
-    with crowd(process.address, TARGET - 1) as fewer:
+        enough.set()
         lines.until(states(RUNNING=1, STOPPING=1))
         worked = work_of_the_one_that_goes(process)
-    assert worked > 0.2  # it had answers to finish
-    assert set(many) == set(fewer) == {"data: [DONE]"}
+    assert worked > 0.2  # it had answers to finish: those who stay ask both engines all the time
+    assert set(stayed) == set(left) == {"data: [DONE]"}
     lines.until(states(RUNNING=1))
     process.send_signal(signal.SIGTERM)
     assert process.wait(DEADLINE) == 0
