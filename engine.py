@@ -233,10 +233,7 @@ class OptimumEngine:
             self._leave(request)
 
     def settle(self) -> None:
-        """Compile what else is compiled beside the first answer, whose tokens then take longer.
-
-        Any thread may call this; it returns when nothing is being compiled any more.
-        """
+        """Compile, in any thread, what is else compiled beside a first answer and slows it; wait for that."""
         self._model.settle()
 
     def close(self) -> None:
