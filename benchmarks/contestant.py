@@ -41,7 +41,11 @@ def chat(folder: str, engine_name: str = "optimum") -> Run:
     from engine import OptimumEngine
     from genai_engine import GenAIEngine
 
-    engine = GenAIEngine(folder) if engine_name == "genai" else OptimumEngine.from_folder(folder)
+    if engine_name == "genai":
+        engine = GenAIEngine(folder)
+    else:
+        engine = OptimumEngine.from_folder(folder)
+        engine.settle()
     model = ChatModel(engine, open_tokenizer(folder), ModelConfig("benchmark", chat_template=CHATML_TEMPLATE))
     model.end_ids = frozenset()
     counter = iter(range(10**9))
@@ -72,6 +76,7 @@ def bare(folder: str) -> Run:
 
     graph = openvino.Core().read_model(f"{folder}/openvino_model.xml")
     model = PagedModel(graph, "CPU", our_properties(folder))
+    model.settle()
 
     def run(length: int, new: int, user: int) -> tuple[float, float]:
         def tokens():

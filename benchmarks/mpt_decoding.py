@@ -66,6 +66,7 @@ def main() -> None:
             optimum = OptimumEngine(OVModelForCausalLM.from_pretrained(root / f"optimum-{precision}"))
             hand = OptimumEngine(OVMPTModel.from_pretrained(root / f"hand-{precision}"))
             for engine in (optimum, hand):
+                engine.settle()
                 milliseconds_per_token(engine)  # warm up
             pairs = [(milliseconds_per_token(optimum), milliseconds_per_token(hand)) for _ in range(ROUNDS)]
             ratios = [a / b for a, b in pairs]

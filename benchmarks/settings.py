@@ -80,6 +80,7 @@ def main() -> None:
         if title == ONCE:
             kv_cache.SMALL_MODEL = 0
         models[title] = PagedModel(graph, "CPU", usual | properties)
+        models[title].settle()
         run(models[title], ids)  # warms up
     results = {title: [] for title in models}
     for _ in range(options.rounds):
