@@ -234,7 +234,8 @@ class OptimumEngine:
 
     def settle(self) -> None:
         """Compile, in any thread, what is else compiled beside a first answer and slows it; wait for that."""
-        self._model.settle()
+        if model := self._model:  # None where it has been closed meanwhile
+            model.settle()
 
     def close(self) -> None:
         """See `Engine.close`."""

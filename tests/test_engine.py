@@ -125,7 +125,10 @@ def test_a_settled_engine_compiles_nothing_any_more(models, monkeypatch):
     monkeypatch.setattr(
         kv_cache, "OneTokenRequest", lambda *given: compiled.append(compile_one(*given)) or compiled[0]
     )
-    OptimumEngine(models["llama"]).settle()
+    engine = OptimumEngine(models["llama"])
+    engine.settle()
+    engine.close()
+    engine.settle()
     assert len(compiled) == 1
 
 
