@@ -159,7 +159,9 @@ def random_weights(rng: "np.random.Generator", rows: int, columns: int, precisio
 
     if precision == "FP16":
         bits = np.frombuffer(rng.bytes(2 * rows * columns), np.uint16) & 0x3BFF  # of numbers from 0 to 1
-        return ops.convert(ops.constant(bits.view(np.float16).reshape(rows, columns)), "f32")
+        weights = ops.convert(ops.constant(bits.view(np.float16).reshape(rows, columns)), "f32")
+        weights.rt_info["decompression_0"] = True  # as IR files have it; else they are compiled to 32 bits
+        return weights
     if precision == "INT8":
         kind, shape = openvino.Type.u8, [rows, columns]
     else:

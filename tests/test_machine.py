@@ -94,3 +94,17 @@ def test_openvino_is_timed_on_small_graphs_too(monkeypatch, precision):
 @pytest.mark.slow
 def test_this_machine_reads_memory():
     assert 1e8 < memory_bandwidth() < 1e13
+
+
+def test_weights_of_16_bits_are_marked_as_those_of_a_saved_model(tmp_path):
+    import numpy as np
+    import openvino
+    from openvino import opset13 as ops
+
+    given = ops.parameter([-1, 128], np.float32)
+    product = ops.matmul(given, ops.constant(np.ones((192, 128), np.float32)), False, True)
+    openvino.save_model(openvino.Model([product], [given]), tmp_path / "model.xml", compress_to_fp16=True)
+    saved = openvino.Core().read_model(tmp_path / "model.xml")
+    (stored,) = (node for node in saved.get_ops() if node.get_type_name() == "Convert")
+    made = machine.random_weights(np.random.default_rng(0), 192, 128, "FP16")
+    assert list(made.rt_info.keys()) == list(stored.rt_info.keys()) != []

@@ -45,6 +45,5 @@ def test_a_chat_that_has_settled_compiles_nothing_during_its_first_answer(conver
 
 def test_settling_says_what_went_wrong_with_loading(converted):
     folder = converted("llama", "INT8")
-    chat = chat_on_folder(folder, "llama-2-chat-7b", device="NONE", in_background=True)
     with pytest.raises(ValueError, match="NONE"):
-        settle(chat)
+        settle(chat_on_folder(folder, "llama-2-chat-7b", device="NONE", in_background=True))
