@@ -66,6 +66,13 @@ def failing(monkeypatch):
     return fail_with
 
 
+def test_nothing_is_compiled_for_speed_before_the_page_is_served(served, monkeypatch):
+    seen = []
+    monkeypatch.setattr(chat_command, "settle", lambda chat: seen.append(list(served)))
+    run([])
+    assert seen == [[("127.0.0.1", 7860, None)]]
+
+
 def test_page_is_served_to_this_machine_unless_told_otherwise(served, capsys):
     run([])
     assert served == [("127.0.0.1", 7860, None)]
