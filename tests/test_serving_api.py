@@ -1,10 +1,12 @@
 """The command of the endpoint: its options, its process and how that ends."""
 
 import os
+import queue
 import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,3 +99,23 @@ def test_command_warns_of_an_open_door(monkeypatch, capsys, arguments, warns):
     monkeypatch.setattr(serving.api, "serve", lambda app, listener, *_: listener.close())
     main(arguments)
     assert ("Warning: whoever reaches this machine" in capsys.readouterr().err) == warns
+
+
+def test_who_asks_does_not_wait_until_the_engine_has_settled(monkeypatch):
+    chat, opened, settled, go_on = object(), [], queue.SimpleQueue(), threading.Event()
+
+    def settle(chat) -> None:
+        go_on.wait(DEADLINE)
+        settled.put(chat)
+
+    def serve(app, listener, load, *_) -> None:
+        listener.close()
+        opened.append(load())
+
+    monkeypatch.setattr(serving.api, "open_chat", lambda options: chat)
+    monkeypatch.setattr(serving.api, "settle", settle)
+    monkeypatch.setattr(serving.api, "serve", serve)
+    main(["--port", "0"])
+    assert opened == [chat] and settled.empty()
+    go_on.set()
+    assert settled.get(timeout=DEADLINE) is chat
