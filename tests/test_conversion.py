@@ -350,6 +350,7 @@ def test_a_folder_says_which_copy_it_was_made_from_where_the_hub_does_not_delive
     assert len(instant_export) == 1
 
 
+@pytest.mark.slow
 def test_several_precisions_need_one_export_and_equal_those_made_alone(
     converted, tiny_checkpoints, tmp_path, monkeypatch
 ):
@@ -368,6 +369,7 @@ def test_several_precisions_need_one_export_and_equal_those_made_alone(
         assert differences(folder, converted("mpt", precision)) == []
 
 
+@pytest.mark.slow
 def test_all_precisions_are_the_default(tiny_checkpoints, tmp_path):
     folders = prepare_models("llama-2-chat-7b", models_dir=tmp_path, checkpoint=tiny_checkpoints["llama"])
     assert list(folders) == ["FP16", "INT8", "INT4"]

@@ -96,6 +96,7 @@ def test_schemas_are_checked_alike_before_and_after_compiled_ones_were_dropped(r
             check('{"type": "nonsense"}')
 
 
+@pytest.mark.slow
 def test_a_reply_goes_on_by_its_schema_when_compiled_ones_are_dropped(smollm2_folder, monkeypatch):
     monkeypatch.setattr(genai_schema, "MOST_SCHEMAS", 1)
     batch, _ = genai_worker.load(Settings(str(smollm2_folder), "CPU", {}, cache_gigabytes=1))
@@ -124,6 +125,7 @@ def test_a_reply_goes_on_by_its_schema_when_compiled_ones_are_dropped(smollm2_fo
     assert tokens(interrupted) == tokens(alone)
 
 
+@pytest.mark.slow
 def test_a_schema_is_compiled_for_as_many_tokens_as_the_model_tells_apart(
     smollm2_folder, tmp_path, monkeypatch
 ):

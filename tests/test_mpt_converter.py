@@ -140,6 +140,7 @@ def test_16_bit_weights_are_kept_as_they_are(tmp_path, dtype):
     assert largest(found - logits(model.float(), ids)) <= 1e-4
 
 
+@pytest.mark.slow
 def test_int8_loses_little_and_halves_the_size(tmp_path):
     model = tiny_mpt(d_model=512, n_heads=8, n_layers=3, vocab_size=4000, initializer_range=0.05)
     folders = {p: convert_mpt(model, tmp_path / p, p) for p in ("FP16", "INT8", "INT4")}

@@ -15,6 +15,7 @@ from optimum_export import check_settings, export_checkpoint
 from tiny_checkpoints import make_tiny_checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_weights_are_exported_as_they_are_stored(tmp_path, dtype, suffix):

@@ -19,6 +19,7 @@ from quiet import quiet_libraries
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_a_script_shows_no_tables_and_bars_of_the_libraries(tiny_checkpoints, tmp_path):
     script = "import sys; from conversion import prepare_model; prepare_model(*sys.argv[1:])"
     arguments = [
@@ -36,6 +37,7 @@ def test_a_script_shows_no_tables_and_bars_of_the_libraries(tiny_checkpoints, tm
         assert words not in shown.stderr
 
 
+@pytest.mark.slow
 def test_converting_logs_nothing_and_leaves_the_log_levels_alone(tiny_checkpoints, tmp_path, caplog):
     @contextmanager
     def levels_kept():

@@ -120,6 +120,7 @@ def test_new_stop_strings_become_end_tokens_without_converting(folder, prepare, 
     assert no_conversion == []
 
 
+@pytest.mark.slow
 def test_the_first_of_several_precisions_is_brought_up_to_date_for_the_others(
     tiny_checkpoints, tmp_path, monkeypatch
 ):

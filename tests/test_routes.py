@@ -50,6 +50,7 @@ def by_hand(monkeypatch) -> list[Path]:
     return exported
 
 
+@pytest.mark.slow
 def test_a_second_way_by_hand_is_one_row(by_hand, tiny_checkpoints, tmp_path):
     folder = prepare_model("red-pajama-3b-chat", "INT8", tmp_path, tiny_checkpoints["gpt_neox"])
     assert by_hand == [tiny_checkpoints["gpt_neox"]]

@@ -74,6 +74,7 @@ def test_a_checkpoint_with_several_templates_is_converted_and_can_be_copied(llam
         assert tokenizer.chat_template == TEMPLATES
 
 
+@pytest.mark.slow
 def test_a_damaged_file_in_a_folder_of_templates_is_noticed(llama_copy, tmp_path):
     folder = prepare_models(str(with_templates(llama_copy)), ["FP16"], tmp_path / "models")["FP16"]
     (folder / "additional_chat_templates/tool_use.jinja").unlink()
