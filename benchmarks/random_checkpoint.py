@@ -95,16 +95,24 @@ def write_random_checkpoint(
 
 
 def write_shape(name: str, folder: Path) -> Path:
-    """Write one of `SHAPES` in bfloat16, with the default model's tokenizer.
-
-    Llama-2's vocabulary is smaller than the tokenizer's: that one can be converted, but not talked to.
-    """
+    """Write one of `SHAPES` in bfloat16, with as much of the default model's tokenizer as it has rows for."""
     config, suffix = SHAPES[name]
     write_random_checkpoint(folder, config, torch.bfloat16, suffix)
     for file in fetch_checkpoint(DEFAULT_MODEL).glob("*"):
         if file.name.startswith(("tokenizer", "chat_template")):
             shutil.copy(file, folder)
+    shorten_vocabulary(folder / "tokenizer.json", config.vocab_size)
     return folder
+
+
+def shorten_vocabulary(file: Path, size: int) -> None:
+    """Leave only the tokens of byte-pair encoding that it learnt first, in a tokenizer.json."""
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    model = tokenizer["model"]
+    vocabulary = {token: number for token, number in model["vocab"].items() if number < size}
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    model["vocab"], model["merges"] = vocabulary, [pair for pair in pairs if "".join(pair) in vocabulary]
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
 def main() -> None:

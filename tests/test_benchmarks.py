@@ -1,12 +1,19 @@
-"""What `make bench-check` compares, and what it calls slower."""
+"""What `make bench-check` compares, what it calls slower, and what random checkpoints can be used for."""
 
 import json
+import shutil
 from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
 
 from benchmarks import check
 from benchmarks.check import compare, slower
 from benchmarks.decoding import BARE, Contestant, save
+from benchmarks.random_checkpoint import SHAPES, shorten_vocabulary
+from config import DEFAULT_MODEL
 from machine import Processor
+from model_source import fetch_checkpoint
 
 
 def run(ratio: float, spread: float = 0.1) -> dict:
@@ -55,3 +62,14 @@ def test_decoding_is_compared_with_the_bare_request_of_the_same_round(tmp_path):
         "ChatModel, INT8: each token": {"ratio": 0.5, "spread": 0.5},
         "ChatModel, INT8: first token": {"ratio": 0.5, "spread": 0.0},
     }
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_random_checkpoint_has_a_row_for_each_token_of_its_tokenizer(shape, tmp_path):
+    rows = SHAPES[shape][0].vocab_size
+    file = Path(shutil.copy(fetch_checkpoint(DEFAULT_MODEL) / "tokenizer.json", tmp_path))
+    shorten_vocabulary(file, rows)
+    tokenizer = Tokenizer.from_file(str(file))
+    assert max(tokenizer.get_vocab().values()) < rows
+    text = "Unquestionably, 17 electromagnetic naïvetés 🙂"
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
