@@ -55,6 +55,7 @@ bench: install
 
 # What is slower than what was committed, by more than the spread of both runs.
 bench-check: install
+	rm -f .bench-start.json .bench-decoding.json
 	$(BIN)/python -m benchmarks.start --save .bench-start.json
 	$(BIN)/python -m benchmarks.decoding --only ChatModel "infer request alone" --no-long-prompt --save .bench-decoding.json
 	$(BIN)/python -m benchmarks.check benchmarks/start.json .bench-start.json

@@ -106,7 +106,7 @@ def memory_bandwidth() -> float:
 
 
 def decoding_speed(precision: str) -> DecodingSpeed:
-    """Measure what one token costs at "FP16", "INT8" or "INT4"; takes seconds and 1 GB of memory."""
+    """Measure what one token costs at "FP16", "INT8" or "INT4"; takes seconds and 1.2 GB of memory."""
     (narrow_bytes, narrow), (wide_bytes, wide) = (
         _time_one_token(width, layers, precision) for width, layers in (NARROW, WIDE[precision])
     )
