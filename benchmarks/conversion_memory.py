@@ -39,9 +39,11 @@ def convert(checkpoint: Path, models_dir: Path, precision: str, result: multipro
     watcher = threading.Thread(target=watch)
     watcher.start()
     started = time.perf_counter()
-    folder = prepare_model(str(checkpoint), precision, models_dir)
-    done.set()
-    watcher.join()
+    try:
+        folder = prepare_model(str(checkpoint), precision, models_dir)
+    finally:  # else a failed conversion would go on for ever
+        done.set()
+        watcher.join()
     result.put((folder, time.perf_counter() - started, peak[0]))
 
 
