@@ -52,13 +52,13 @@ def started(*words: str, command: tuple[str, ...] = ("-m", "serving.cluster")) -
 
     On a busy machine Ray gives up after 15 seconds of starting; then it is told to once more.
     """
-    for _ in range(3):
+    for _ in range(8):
         process = begun(command, *words)
         if line := process.stdout.readline():
             process.address = re.search(r"http://\S+", line)[0]
             return process
         process.wait(DEADLINE)
-    pytest.fail("The command ended before it loaded a model, three times.")
+    pytest.fail("The command ended before it loaded a model, eight times.")
 
 
 def begun(command: tuple[str, ...], *words: str) -> subprocess.Popen:

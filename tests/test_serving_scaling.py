@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import httpx
 import psutil
 import pytest
 
@@ -16,17 +17,18 @@ from conftest import PROJECT
 from impatient_cluster import TARGET, states
 from ray_cluster import (
     DEADLINE,
+    GREEDY,
+    HEADERS,
     Lines,
     ended,
     engines,
     last_event,
+    question,
     started,
     wait_for,
 )
 
 IMPATIENT = (str(PROJECT / "tests" / "impatient_cluster.py"),)
-
-DONE = "data: [DONE]"
 
 # An answer that cannot end before its limit of tokens does.
 ENDLESS = {"type": "array", "items": {"const": "and so on"}, "minItems": 1000}
@@ -55,6 +57,38 @@ def impatient(ray_is_there, smollm2_folder) -> Iterator:
         ended(process)
 
 
+@pytest.mark.slow
+def test_an_engine_that_hangs_is_replaced_and_no_question_is_left_without_an_end(impatient):
+    process, _ = impatient("--replicas", "2")
+    before = engines(process)
+    hung, other = map(computing, before)
+
+    def ask(number: int) -> httpx.Response:
+        body = GREEDY | {"messages": question(f"Question {number}")}
+        return httpx.post(f"{process.address}/chat/completions", json=body, headers=HEADERS, timeout=DEADLINE)
+
+    begun = threading.Barrier(17)
+    with ThreadPoolExecutor(32) as pool:
+        streams = [
+            pool.submit(last_event, process.address, f"{n}", LONG | {"max_tokens": 300}, begun)
+            for n in range(16)
+        ]
+        begun.wait(DEADLINE)
+        hung.suspend()
+        answers = list(pool.map(ask, range(16)))
+        ends = [stream.result() for stream in streams]
+    broken = [end for end in ends if end != "data: [DONE]"]
+    assert 0 < len(broken) < 16
+    assert {json.loads(end.removeprefix("data: "))["error"]["code"] for end in broken} == {"replica_gone"}
+    assert {answer.status_code for answer in answers} <= {200, 503}
+    assert all("error" in answer.json() for answer in answers if answer.status_code == 503)
+    wait_for("another engine", lambda: len(set(engines(process)) - {before[0]}) == 2)
+    assert not before[0].is_running()
+    wait_for("the end of the process that hung", lambda: not hung.is_running())
+    assert other.is_running()
+    assert [ask(number).status_code for number in range(16)] == [200] * 16
+
+
 @contextmanager
 def crowd(address: str, users: int) -> Iterator[tuple[Counter, threading.Event]]:
     """So many clients, who ask again and again as long as this lasts, or until they have had enough.
@@ -75,29 +109,6 @@ def crowd(address: str, users: int) -> Iterator[tuple[Counter, threading.Event]]
             enough.set()
     for one in clients:
         one.result()
-
-
-@pytest.mark.slow
-def test_an_engine_that_hangs_is_replaced_and_no_question_is_left_without_an_end(impatient):
-    process, _ = impatient("--replicas", "2")
-    before = engines(process)
-    hung, other = map(computing, before)
-    with crowd(process.address, 16) as (ends, enough):
-        wait_for("as many answers as clients", lambda: ends.total() >= 16)
-        assert set(ends) == {DONE}
-        hung.suspend()  # the clients of both engines are in the middle of answers
-        wait_for("another engine", lambda: len(set(engines(process)) - {before[0]}) == 2)
-        enough.set()
-    answered = ends.pop(DONE)
-    codes = {json.loads(end.removeprefix("data: "))["error"]["code"] for end in ends}
-    assert codes == {"replica_gone"}
-    assert answered > 16
-    assert not before[0].is_running()
-    wait_for("the end of the process that hung", lambda: not hung.is_running())
-    assert other.is_running()
-    with ThreadPoolExecutor(16) as pool:
-        again = [pool.submit(last_event, process.address, f"Question {n}", {}) for n in range(16)]
-    assert {answer.result() for answer in again} == {DONE}
 
 
 def work_of_the_one_that_goes(process: subprocess.Popen) -> float:
@@ -128,7 +139,7 @@ def test_engines_come_and_go_with_the_crowd_and_no_answer_is_lost(impatient):
         lines.until(states(RUNNING=1, STOPPING=1))
         worked = work_of_the_one_that_goes(process)
     assert worked > 0.2  # it had answers to finish: those who stay ask both engines all the time
-    assert set(stayed) == set(left) == {DONE}
+    assert set(stayed) == set(left) == {"data: [DONE]"}
     lines.until(states(RUNNING=1))
     process.send_signal(signal.SIGTERM)
     assert process.wait(DEADLINE) == 0
