@@ -191,7 +191,7 @@ def look_at_speed(memory: float | None) -> tuple[dict[str, DecodingSpeed], list[
         if at_work > 1:
             reading += f"; other programs are at work (load {at_work:.1f}): without them, all this is faster"
         speeds = {precision: decoding_speed(precision) for precision in WEIGHT_BYTES}
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         return {}, [Finding("Speed", f"not measured: {error}")]
     costs = [
         f"{precision} {speed.seconds_per_layer * 1e3:.3f} ms a layer, {speed.bytes_per_second / 1e9:.0f} GB/s"

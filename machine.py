@@ -163,14 +163,20 @@ def with_16_bits(model: "openvino.Model") -> "openvino.Model":
     """The model with weights of 16 bits, as a converted one has them.
 
     They bear a mark without which they are compiled to 32 bits, and only saving sets it.
+
+    Raises:
+        OSError: the folder for temporary files has no room.
     """
     import openvino
 
     core = openvino.Core()
     core.set_property({"ENABLE_MMAP": False})  # Windows does not remove a file that is mapped
     with TemporaryDirectory() as folder:
-        openvino.save_model(model, Path(folder) / "model.xml", compress_to_fp16=True)
-        return core.read_model(Path(folder) / "model.xml")
+        try:
+            openvino.save_model(model, Path(folder) / "model.xml", compress_to_fp16=True)
+            return core.read_model(Path(folder) / "model.xml")
+        except RuntimeError as error:  # what OpenVINO makes of a full disk
+            raise OSError(f"{folder} cannot be used for 0.3 GB of temporary files: {error}") from error
 
 
 def random_weights(rng: "np.random.Generator", rows: int, columns: int, precision: str) -> "openvino.Node":

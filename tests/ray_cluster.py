@@ -50,7 +50,7 @@ def last_event(address: str, text: str, asked: dict, begun: threading.Barrier | 
 def started(*words: str, command: tuple[str, ...] = ("-m", "serving.cluster")) -> subprocess.Popen:
     """The command on the default model; when it returns, the cluster is loading.
 
-    On a busy machine Ray gives up after 15 seconds of starting; then it is told to once more.
+    On a busy machine Ray gives up after 15 seconds of starting; then it is told to again.
     """
     for _ in range(8):
         process = begun(command, *words)

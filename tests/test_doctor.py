@@ -153,6 +153,19 @@ def test_nothing_is_measured_where_memory_is_short(monkeypatch):
     assert found.value == "not measured: that takes 2.0 GB of memory"
 
 
+def test_a_full_disk_keeps_only_the_speed_from_being_measured(monkeypatch):
+    import openvino
+
+    def save_model(*_, **__):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(openvino, "save_model", save_model)
+    monkeypatch.setattr(doctor, "memory_bandwidth", lambda: 33e9)
+    speeds, (found,) = doctor.look_at_speed(16e9)
+    assert speeds == {}
+    assert "0.3 GB of temporary files: disk full" in found.value
+
+
 def run(*arguments: str, flags: tuple[str, ...] = ()) -> str:
     command = [sys.executable, *flags, "doctor.py", *arguments]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
