@@ -21,7 +21,7 @@ import torch
 from transformers import AutoTokenizer
 
 from chat import ChatModel, SamplingParams
-from config import DEFAULT_MODEL, get_model_config
+from config import DEFAULT_MODEL, get_model_config, models_dir
 from conversion import prepare_model
 from engine import PREFILL_CHUNK, OptimumEngine
 from genai_engine import GenAIEngine
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    folder = prepare_model(DEFAULT_MODEL, "INT8")
+    folder = prepare_model(DEFAULT_MODEL, "INT8", models_dir())
     for name in options.engine:
         if name == "genai":
             engine = GenAIEngine(folder)

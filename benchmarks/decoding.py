@@ -24,7 +24,7 @@ telemetry.turn_off()
 
 from benchmarks import check
 from benchmarks.resident import resident
-from config import DEFAULT_MODEL
+from config import DEFAULT_MODEL, models_dir
 from conversion import prepare_model
 from machine import memory_bandwidth, processor
 from model_source import fetch_checkpoint
@@ -121,7 +121,10 @@ def chosen(options: argparse.Namespace) -> list[Contestant]:
     for title, kind, precision, users in candidates:
         if options.only and not any(part in title for part in options.only):
             continue
-        source = prepare_model(options.model, precision) if precision else fetch_checkpoint(options.model)
+        if precision:
+            source = prepare_model(options.model, precision, models_dir())
+        else:
+            source = fetch_checkpoint(options.model)
         contestants.append(Contestant(title, kind, source, users))
     if options.peers:
         for entry in options.gguf:

@@ -26,7 +26,7 @@ import torch
 from transformers import AutoTokenizer
 
 from compression import SETTINGS, compress_as
-from config import DEFAULT_MODEL
+from config import DEFAULT_MODEL, models_dir
 from conversion import prepare_model
 from quiet import quiet_libraries
 from tuning import EXACT, fastest_properties
@@ -111,15 +111,14 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--int4", action="store_true")
     options = parser.parse_args()
-    fp16 = prepare_model(options.model, "FP16")
+    fp16 = prepare_model(options.model, "FP16", models_dir())
     ids = AutoTokenizer.from_pretrained(fp16).encode(TEXT)
     if options.int4:
         seen, ids = ids[: len(ids) // 2], ids[len(ids) // 2 :]
         variants = int4_variants(fp16, seen)
     else:
-        variants = (
-            (precision, prepare_model(options.model, precision)) for precision in ("FP16", "INT8", "INT4")
-        )
+        precisions = ("FP16", "INT8", "INT4")
+        variants = ((name, prepare_model(options.model, name, models_dir())) for name in precisions)
     reference = log_probabilities(fp16, ids, EXACT)
     print(f"{options.model}, {len(ids)} tokens\n")
     print("| | weights | mean KL to FP16 | perplexity |")

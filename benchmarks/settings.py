@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 import kv_cache
 from benchmarks.quality import TEXT
-from config import DEFAULT_MODEL
+from config import DEFAULT_MODEL, models_dir
 from conversion import prepare_model
 from kv_cache import PagedModel
 from tuning import EXACT, fastest_properties
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    folder = prepare_model(options.model, options.precision)
+    folder = prepare_model(options.model, options.precision, models_dir())
     ids = AutoTokenizer.from_pretrained(folder).encode(TEXT)
     graph = openvino.Core().read_model(folder / "openvino_model.xml")
     usual = fastest_properties(folder, "CPU")
