@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import openvino
 
 PRECISIONS = ("FP16", "INT8", "INT4")
+# Bytes of weights up to which a model waits less for the memory than for what is between two products.
+SMALL_MODEL = 500e6
 # What `compress` gives to NNCF, in words; noted beside a compressed model.
 SETTINGS = {
     "FP16": {},
@@ -61,11 +63,15 @@ def compress_weights(fp16_folder: Path, output: Path, precision: str, leave: Col
     """Compress the weights of an FP16 model to 8 or 4 bits and copy what stands beside them.
 
     The activations stay floating point: only what is read from memory for every token becomes smaller.
+    Matrices of a small model that are multiplied with the same vector, as those of queries, keys and values,
+    become one (`graph_edits.join_products`); rows keep their scales, so results stay the same.
 
     Args:
         leave: names of files that are not copied.
     """
     import openvino
+
+    from graph_edits import join_products, weight_bytes
 
     with quiet_libraries(), show_progress(f"Compressing to {precision}", output):
         graph = openvino.Core().read_model(fp16_folder / "openvino_model.xml")
@@ -73,7 +79,10 @@ def compress_weights(fp16_folder: Path, output: Path, precision: str, leave: Col
         # A note for 16-bit weights; with smaller ones the runtime chooses a smaller cache too.
         options.pop("KV_CACHE_PRECISION")
         graph.set_rt_info(options, "runtime_options")
-        openvino.save_model(compress(graph, precision), output / "openvino_model.xml", compress_to_fp16=False)
+        graph = compress(graph, precision)
+        if weight_bytes(graph) <= SMALL_MODEL:  # of a larger one the joined matrices would need memory
+            join_products(graph)
+        openvino.save_model(graph, output / "openvino_model.xml", compress_to_fp16=False)
     for file in fp16_folder.iterdir():
         if file.is_dir():
             shutil.copytree(file, output / file.name)

@@ -1,4 +1,4 @@
-"""Changes to a model's graph before it is compiled for decoding.
+"""Changes to a model's graph with which it decodes faster and in less memory.
 
 Knows operations of OpenVINO graphs and the layout of NNCF's compressed weights. Refuses to know requests and
 caches.

@@ -23,11 +23,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import openvino
 
+from compression import SMALL_MODEL
 from graph_edits import WANTED, join_products, keep_wanted_logits, weight_bytes
-from tuning import SMALL_MODEL
 from workspace import check_memory, give_back_memory
 
-FIRST_CAPACITY = 1024  # tokens; doubled when they do not suffice
+GROWTH = 512  # tokens for which the cache has room beyond a prompt, and by which it grows at least
 # Several tokens are computed as a multiple of this many. For every new number OpenVINO's CPU plugin generates
 # code, which took 0.1 s and 1.6 MB with SmolLM2-135M, and keeps it.
 STEP = 16
@@ -117,14 +117,20 @@ class PagedModel:
     def cut(self, wanted: int, coming: int) -> int:
         """Forget all but the first `wanted` cached tokens; returns how many could be kept.
 
-        Where a long conversation is over, its cache is given back.
+        The cache grows at once to what is coming, so that it is not copied between parts of a prompt. Where
+        a long conversation is over, its cache is given back.
 
         Args:
             coming: how many tokens the sequence is going to have next.
+
+        Raises:
+            OSError: the cache would have to grow, and there is no memory for it.
         """
-        needed = max(coming + STEP, FIRST_CAPACITY)
-        if self._capacity > 2 * needed:
-            self._reserve(needed, wanted)
+        roomy = max(coming, min(coming + GROWTH, self._longest))
+        if coming > self._capacity:
+            self._reserve(roomy, wanted)
+        elif self._capacity > 2 * roomy:
+            self._reserve(roomy, wanted)
             give_back_memory()
         return wanted
 
@@ -142,7 +148,8 @@ class PagedModel:
         padding = -len(new_ids) % STEP if len(new_ids) > 1 else 0
         total = past + len(new_ids) + padding
         if total > self._capacity:
-            self._reserve(max(total, min(max(2 * self._capacity, FIRST_CAPACITY), self._longest)), past)
+            larger = self._capacity + max(GROWTH, self._capacity // 4)
+            self._reserve(max(total, min(larger, self._longest)), past)
         blocks = -(-total // self._block_size)
         if len(new_ids) == 1:
             self._take_over()
@@ -193,7 +200,8 @@ class OneTokenRequest:
 
     Where all shapes are known beforehand, OpenVINO has nothing to work out between two operations. That and
     joined products took SmolLM2-135M at INT8 from 7.6 to 5.6 ms a token, on two cores of an AMD EPYC. Large
-    models hardly notice.
+    models hardly notice. What this project compresses is joined already; joined here, products are in memory
+    once more.
 
     Its shapes are fixed, and so is the memory of its inputs: OpenVINO spends 0.4 ms on getting used to other
     memory. It is lent by us, which is safe as long as the compiled graph has no second request.

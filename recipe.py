@@ -15,7 +15,7 @@ from config import ModelConfig
 from model_folder import FOLDER_NAMES, state_of, write_manifest
 
 # Raised whenever the same checkpoint becomes another folder than before.
-CONVERTER = 2
+CONVERTER = 3
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ Knows processors and what was measured on them. Refuses to know how a model is l
 
 from pathlib import Path
 
-# Bytes of weights up to which a model waits less for the memory than for what is between two products.
-SMALL_MODEL = 500e6
+from compression import SMALL_MODEL
+
 # With these, two ways to compute the same thing agree to 1e-5; the defaults trade that for speed.
 EXACT = {
     "INFERENCE_PRECISION_HINT": "f32",

@@ -33,6 +33,7 @@ FLOORS = {
         "plain_checkpoint",
     ),
     "conversion": (
+        "graph_edits",
         "compression",
         "lifted_caps",
         "optimum_export",
@@ -53,7 +54,6 @@ FLOORS = {
         "conversion",
     ),
     "token ids": (
-        "graph_edits",
         "kv_cache",
         "engine",
         "loading_engine",

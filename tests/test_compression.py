@@ -10,7 +10,9 @@ import torch
 from openvino import opset13 as ops
 from transformers import AutoModelForCausalLM
 
+import compression
 from compression import PRECISIONS, check_precision, compress, compress_weights
+from kv_cache import StatefulModel
 from tiny_checkpoints import FAMILIES
 from tuning import EXACT
 
@@ -20,6 +22,8 @@ from tuning import EXACT
 def test_every_weight_matrix_is_compressed(converted, tiny_checkpoints, family, precision):
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoints[family])
     layers = sum(isinstance(module, torch.nn.Linear) for module in model.base_model.modules())
+    # Joined in two layers: queries, keys and values; gates and what they gate. GPT-NeoX: attention and MLP.
+    layers -= {"llama": 6, "gpt_neox": 2, "mpt": 0}[family]
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     ends = 1 if tied else 2  # embedding and head: 8 bits in both precisions
     expected = {"u8": layers + ends} if precision == "INT8" else {"i4": layers, "u8": ends}
@@ -97,3 +101,20 @@ def test_what_stands_beside_the_weights_is_copied_except_what_is_left(converted,
     assert (output / "config.json").read_text() == "ours"
     graph = openvino.Core().read_model(output / "openvino_model.xml")
     assert not graph.has_rt_info(["runtime_options", "KV_CACHE_PRECISION"])
+
+
+@pytest.mark.parametrize("precision", ["INT8", "INT4"])
+def test_products_of_small_models_are_joined_without_another_result(
+    converted, tmp_path, monkeypatch, precision
+):
+    products, logits = {}, {}
+    for title, limit in (("joined", 1e9), ("large", 1000)):
+        monkeypatch.setattr(compression, "SMALL_MODEL", limit)
+        (output := tmp_path / title).mkdir()
+        compress_weights(converted("llama", "FP16"), output, precision)
+        graph = openvino.Core().read_model(output / "openvino_model.xml")
+        products[title] = sum(node.get_type_name() == "MatMul" for node in graph.get_ops())
+        model = StatefulModel(graph, "CPU", EXACT)
+        logits[title] = model.infer(list(range(5, 60)), past=0)
+    assert products["large"] - products["joined"] == 6
+    np.testing.assert_allclose(logits["joined"], logits["large"], atol=1e-5)

@@ -559,7 +559,7 @@ def test_what_is_no_folder_and_what_is_no_device_is_said(tiny_checkpoints, tmp_p
 
 
 def test_the_cache_never_grows_past_the_context(models, monkeypatch):
-    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 128)
+    monkeypatch.setattr(kv_cache, "GROWTH", 128)
     engine = OptimumEngine(models["llama"])
     assert engine.max_context == 512
     for length in (100, 300, 500):
@@ -568,7 +568,7 @@ def test_the_cache_never_grows_past_the_context(models, monkeypatch):
 
 
 def test_the_cache_shrinks_when_a_long_conversation_is_over(models, monkeypatch):
-    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 32)
+    monkeypatch.setattr(kv_cache, "GROWTH", 32)
     engine = OptimumEngine(models["llama"])
     expected = list(engine.generate(PROMPT, GREEDY))
     next(engine.generate([*PROMPT, *[5] * 400], GREEDY))
@@ -578,7 +578,7 @@ def test_the_cache_shrinks_when_a_long_conversation_is_over(models, monkeypatch)
 
 
 def test_a_cache_for_which_there_is_no_memory_is_refused_and_the_next_request_works(models, monkeypatch):
-    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 32)
+    monkeypatch.setattr(kv_cache, "GROWTH", 32)
     engine = OptimumEngine(models["llama"])
     expected = list(engine.generate(PROMPT, GREEDY))
     with monkeypatch.context() as scarce:
