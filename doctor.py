@@ -32,6 +32,7 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 LOCAL = ("localhost", "127.0.0.1")
 MEASURING = 2e9  # bytes of memory without which nothing is measured
+BUSY = 20  # percent of all cores' time that others may take before it is said
 
 
 @dataclass(frozen=True)
@@ -183,13 +184,16 @@ def look_at_speed(memory: float | None) -> tuple[dict[str, DecodingSpeed], list[
     if memory is not None and memory < MEASURING:
         return {}, [Finding("Speed", f"not measured: that takes {gigabytes(MEASURING)} of memory")]
     try:
+        import psutil
+
         import telemetry
 
         telemetry.turn_off()
-        at_work = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # not on Windows
+        # Not the load average, in which what this process has just done still counts.
+        busy = psutil.cpu_percent(interval=0.5)
         reading = f"{memory_bandwidth() / 1e9:.0f} GB/s"
-        if at_work > 1:
-            reading += f"; other programs are at work (load {at_work:.1f}): without them, all this is faster"
+        if busy > BUSY:
+            reading += f"; the processor was busy already ({busy:.0f}%): without that, all this is faster"
         speeds = {precision: decoding_speed(precision) for precision in WEIGHT_BYTES}
     except (ImportError, OSError) as error:
         return {}, [Finding("Speed", f"not measured: {error}")]

@@ -153,6 +153,16 @@ def test_nothing_is_measured_where_memory_is_short(monkeypatch):
     assert found.value == "not measured: that takes 2.0 GB of memory"
 
 
+@pytest.mark.parametrize(("busy", "said"), [(5.0, False), (100.0, True)])
+def test_a_processor_that_was_busy_before_anything_was_measured_is_told(monkeypatch, busy, said):
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: busy)
+    monkeypatch.setattr(doctor, "memory_bandwidth", lambda: 33e9)
+    monkeypatch.setattr(doctor, "decoding_speed", lambda precision: DecodingSpeed(7e-5, 4e10))
+    found = doctor.look_at_speed(16e9)[1][0].value
+    assert found.startswith("33 GB/s")
+    assert ("busy already (100%)" in found) == said
+
+
 def test_a_full_disk_keeps_only_the_speed_from_being_measured(monkeypatch):
     import openvino
 
