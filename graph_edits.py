@@ -42,6 +42,14 @@ def join_products(graph: openvino.Model) -> None:
     Those of queries, keys and values, for example. Each product of a single token has to be shared out among
     threads, which takes as long as reading the smaller matrices does.
     """
+    products = _products_by_input(graph)
+    while products:
+        _join(products.pop())  # so that what has been joined is in memory no longer
+    graph.validate_nodes_and_infer_types()
+
+
+def _products_by_input(graph: openvino.Model) -> list[list[openvino.Node]]:
+    """Products that can be joined, those of one input together."""
     products = defaultdict(list)
     for node in graph.get_ordered_ops():
         if node.get_type_name() == "MatMul" and node.get_attributes()["transpose_b"]:
@@ -50,15 +58,16 @@ def join_products(graph: openvino.Model) -> None:
             layout = compressed_layout(weights, rows)
             if layout is not None and len(columns) == 1:
                 products[source.get_node().get_name(), source.get_index(), layout].append(node)
-    for nodes in products.values():
-        if len(nodes) > 1:
-            weights = stacked([node.input_value(1).get_node() for node in nodes])
-            joined = ops.matmul(nodes[0].input_value(0), weights, False, True)
-            widths = [node.get_output_partial_shape(0)[-1].get_length() for node in nodes]
-            parts = ops.variadic_split(joined, np.int64(-1), np.array(widths))
-            for node, part in zip(nodes, parts.outputs(), strict=True):
-                node.output(0).replace(part)
-    graph.validate_nodes_and_infer_types()
+    return [nodes for nodes in products.values() if len(nodes) > 1]
+
+
+def _join(products: list[openvino.Node]) -> None:
+    weights = stacked([node.input_value(1).get_node() for node in products])
+    joined = ops.matmul(products[0].input_value(0), weights, False, True)
+    widths = [node.get_output_partial_shape(0)[-1].get_length() for node in products]
+    parts = ops.variadic_split(joined, np.int64(-1), np.array(widths))
+    for node, part in zip(products, parts.outputs(), strict=True):
+        node.output(0).replace(part)
 
 
 def compressed_layout(node: openvino.Node, rows: int) -> Hashable | None:
