@@ -41,9 +41,9 @@ class Prompt:
     """
 
     ids: list[int]
-    dropped_messages: int = 0
-    in_thought: bool = False
-    in_answer: bool = False
+    dropped_messages: int
+    in_thought: bool
+    in_answer: bool
 
 
 class PromptWriter:

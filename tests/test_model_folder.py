@@ -1,5 +1,6 @@
 """A converted folder: where it lies, whether it is whole, loading it."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -24,6 +25,7 @@ from model_folder import (
     sampling_defaults,
     source_name,
     state_of,
+    vocabulary_size,
     write_manifest,
 )
 from sampling import SamplingParams
@@ -206,6 +208,7 @@ def made(tmp_path) -> Path:
         ({}, None, "current"),
         ({"source": "test/model", "template": "x"}, "abc", "current"),
         ({"template": "y"}, "abc", "tokenizer"),
+        ({"template": "y", "stop_strings": ["END"]}, "abc", "tokenizer"),
         ({"template": "y", "source": "other/model"}, "abc", "stale"),
         ({"source": "other/model"}, None, "stale"),
         ({}, "def", "stale"),
@@ -218,6 +221,13 @@ def test_a_folder_is_current_where_its_manifest_says_what_it_must(made, says, re
 def test_a_folder_stays_current_when_its_manifest_is_written_once_more(made):
     write_manifest(made, MADE_FROM | {"template": "a longer one"})
     assert state_of(made, {"template": "a longer one"}, None) == "current"
+
+
+def test_the_model_s_own_files_are_known_by_their_sizes_and_all_others_by_their_content_too(made):
+    manifest = json.loads((made / "conversion.json").read_text())
+    assert manifest["files"] == dict.fromkeys(REQUIRED_FILES, 1)
+    others = {name for name in REQUIRED_FILES if not name.startswith("openvino_model.")}
+    assert manifest["digests"] == dict.fromkeys(others, hashlib.sha256(b"x").hexdigest())
 
 
 def test_a_damaged_folder_or_one_without_a_manifest_is_stale(made):
@@ -296,6 +306,14 @@ def test_the_context_length_has_several_names(name):
 def test_end_ids_may_be_none_one_or_several(generation, expected):
     assert model_limits({"eos_token_id": 9}, generation)[1] == expected
     assert model_limits({"text_config": {"eos_token_id": 9}}, generation)[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({"vocab_size": 5}, 5), ({"vocab_size": 5, "text_config": {"vocab_size": 7}}, 7), ({}, None)],
+)
+def test_the_size_of_the_vocabulary_is_the_text_model_s(settings, expected):
+    assert vocabulary_size(settings) == expected
 
 
 def test_sampling_defaults_are_what_the_generation_config_recommends():

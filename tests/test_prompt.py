@@ -172,6 +172,16 @@ def test_a_thought_goes_back_only_to_a_template_that_asks_for_it():
     assert "SECRET" not in plain[1].decode(playing(plain, "").encode([*ASK, answered, *ASK]))
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking"])
+def test_a_template_that_asks_for_thoughts_gets_them_as_text(byte_level, name):
+    template = f"{{% for message in messages %}}[{{{{ message.{name} }}}}]{{{{ message.content }}}}{{% endfor %}}"
+    asking = writer(byte_level, template)
+    answered = {"role": "assistant", "content": "Hello!", "thought": "I think <|im_end|>"}
+    ids = asking.write([*ASK, answered, {"role": "assistant", "content": "Well?"}, *ASK]).ids
+    assert byte_level.decode(ids) == "[]Hi[I think <|im_end|>]Hello![]Well?[]Hi"
+    assert not set(ids) & set(byte_level.all_special_ids)
+
+
 @pytest.mark.parametrize(
     ("last", "in_thought", "in_answer"),
     [
@@ -192,6 +202,18 @@ def test_a_thought_that_goes_on_is_the_end_of_the_prompt():
     begun = {"role": "assistant", "content": "", "thought": "I think"}
     prompt = PromptWriter(tokenizer, "test/model").write([*ASK, begun])
     assert tokenizer.decode(prompt.ids).endswith("<think>\nI think")
+
+
+def test_an_answer_of_nothing_yet_goes_on_at_its_beginning():
+    tokenizer = make_tokenizer(FORMATS["qwen-3"])
+    prompt = PromptWriter(tokenizer, "test/model").write([*ASK, {"role": "assistant", "content": ""}])
+    assert re.search(r"<\|im_start\|>assistant\n(<think>\s*</think>\s*)?$", tokenizer.decode(prompt.ids))
+
+
+def test_an_answer_that_the_template_does_not_show_cannot_go_on(byte_level):
+    asking = writer(byte_level, "{{ messages[0].content }}")
+    with pytest.raises(ValueError, match="does not show the last answer, so it cannot go on"):
+        asking.write([*ASK, {"role": "assistant", "content": "It is"}])
 
 
 def test_reasoning_effort_is_a_switch_of_harmony():
@@ -270,6 +292,7 @@ def test_the_engine_gets_the_prompt_that_encode_shows(playing):
         ([{"role": "user", "content": ["Hi"]}], "text as content"),
         ([{"role": "user", "content": b"Hi"}], "text as content"),
         ([{"role": "assistant", "content": 1}, *WHO], "text as content"),
+        ([*WHO, {"role": "assistant", "content": "A bot.", "thought": 1}, *WHO], "text as content"),
     ],
 )
 def test_messages_that_make_no_prompt_are_refused(playing, messages, reason):
