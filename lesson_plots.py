@@ -24,7 +24,7 @@ TOKEN_COLOURS = {
     "special": "#f2b8b5",
     "text": "#eef1f5",
 }
-LINE_WIDTH = 76  # characters of 10 points on WIDTH
+LINE_WIDTH = 90  # characters of 9.5 points, fixed width, on WIDTH
 
 
 def plot_lines(

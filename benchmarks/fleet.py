@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 TIMES = HERE / "replica_times.json"
 PICTURE = HERE.parent / "docs" / "fleet.svg"
 ROUTERS = ("consistent hashing", "least loaded", "random")
+LOOKS = ("o-", "s--", "^:")  # of their lines, which meet in places
 POINTS = 100  # of each replica on the ring
 FALLBACKS = 2  # replicas that are tried after a full one
 
@@ -451,19 +452,19 @@ def draw(rows: list[Figures], file: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "fleet"  # the same picture from the same figures
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 4), layout="constrained")
     panels = (
-        ("seconds to the first token (95 %)", lambda row: middle(row.first, 0.95)),
+        ("seconds in which 95 % have the first token", lambda row: middle(row.first, 0.95)),
         ("share of prompts from the cache", lambda row: row.cache_share),
         ("replica hours per 1000 answers", lambda row: row.hours_per_thousand),
     )
     for axis, (title, value) in zip(axes, panels, strict=True):
-        for router in dict.fromkeys(row.router for row in rows):
+        for router, look in zip(dict.fromkeys(row.router for row in rows), LOOKS, strict=False):
             points = [(row.replicas, value(row)) for row in rows if row.router == router]
-            axis.plot(*zip(*points, strict=True), marker="o", label=router)
+            axis.plot(*zip(*points, strict=True), look, label=router, fillstyle="none")
         axis.set(title=title, xlabel="replicas", xscale="log")
-        axis.set_ylim(bottom=0)
-    axes[0].legend()
+        axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(LOOKS))
     figure.savefig(file, metadata={"Date": None})
 
 

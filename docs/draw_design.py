@@ -141,7 +141,7 @@ def _imports(node: ast.AST, importer: str, when: str) -> Iterator[tuple[str, str
 def draw(files: dict[str, Path]) -> str:
     """The picture: a line for each module, the ground at the bottom, and an arc for each import."""
     rooms = [module for module in ROOMS if module in files]
-    row, top, left, right, bend = 22, 40, 46, 820, 12
+    row, top, left, right, bend = 22, 40, 46, 850, 12
     height = top + row * (len(rooms) + 1) + 48
     width = right + 350
     y = {module: top + row * (len(rooms) - number) for number, module in enumerate(rooms)}
