@@ -63,6 +63,9 @@ class Engine(Protocol):
     def prefill(self, ids: Sequence[int]) -> None:
         """Compute a prefix that prompts are going to begin with, and keep it in the cache."""
 
+    def settle(self) -> None:
+        """Return when it computes tokens as fast as it is going to, with nothing left to compile."""
+
     def close(self) -> None:
         """Give back what the engine holds; it is of no use afterwards. Harmless the second time."""
 
@@ -158,13 +161,8 @@ class OptimumEngine:
     max_requests = 1
 
     def __init__(self, model: "OVModelForCausalLM"):
-        self._open(
-            model.model,
-            model._device,
-            model.ov_config,
-            model.config.to_dict(),
-            model.generation_config.to_diff_dict(),
-        )
+        settings, generation = model.config.to_dict(), model.generation_config.to_diff_dict()
+        self._open(model.model, model._device, model.ov_config, settings, generation)
 
     @classmethod
     def from_folder(
@@ -233,7 +231,7 @@ class OptimumEngine:
             self._leave(request)
 
     def settle(self) -> None:
-        """Compile, in any thread, what is else compiled beside a first answer and slows it; wait for that."""
+        """See `Engine.settle`. What it compiles is else compiled beside a first answer, and slows that."""
         if model := self._model:  # None where it has been closed meanwhile
             model.settle()
 

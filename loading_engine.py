@@ -75,6 +75,10 @@ class LoadingEngine:
         else:
             self._prefix = list(ids)
 
+    def settle(self) -> None:
+        """See `Engine.settle`; raises what went wrong with making the engine."""
+        self.result().settle()
+
     def close(self) -> None:
         """See `Engine.close`."""
         if not self._made.cancel() and not self._made.exception():

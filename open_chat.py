@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from engine import Engine
 
 PRECISIONS = ("FP16", "INT8", "INT4")
-# How each is described, and how many answers it computes at a time.
-ENGINES = {"optimum": ("one answer at a time", 1), "genai": ("OpenVINO GenAI", 16)}
+# How each is described.
+ENGINES = {"optimum": "one answer at a time", "genai": "OpenVINO GenAI"}
 
 
 def add_model_options(parser: argparse.ArgumentParser, engine: str) -> None:
@@ -52,7 +52,7 @@ def add_model_options(parser: argparse.ArgumentParser, engine: str) -> None:
         "--engine",
         default=engine,
         choices=list(ENGINES),
-        help="optimum answers one question at a time, genai (OpenVINO GenAI) several (default: %(default)s)",
+        help=" or ".join(f"{name} ({title})" for name, title in ENGINES.items()) + " (default: %(default)s)",
     )
     group = parser.add_argument_group("sampling", "what an answer gets for which nothing else is asked")
     for option in OPTIONS.values():
@@ -131,7 +131,7 @@ def chat_on_folder(
 
     def make() -> "Engine":
         try:
-            return _engine_class(engine)(folder, device, ov_config)
+            return make_engine(folder, device, ov_config)
         except RuntimeError as error:  # all that OpenVINO raises, in its own words
             raise ValueError(
                 f"OpenVINO cannot run {model} at {precision} on {device}: {str(error).strip()}\n"
@@ -139,9 +139,9 @@ def chat_on_folder(
                 f"folder {folder}: it will be converted again."
             ) from error
 
-    title, max_requests = ENGINES[engine]
+    make_engine, max_requests = _engine(engine)
     coming = LoadingEngine(make, max_context, end_ids, max_requests, sampling_defaults(generation))
-    description = f"{precision} on {device}, {title}"
+    description = f"{precision} on {device}, {ENGINES[engine]}"
     chat = ChatModel(coming, open_tokenizer(folder), get_model_config(model), description)
     if not in_background:
         coming.result()
@@ -156,18 +156,15 @@ def settle(chat: "ChatModel") -> None:
     Raises:
         OSError, ValueError: what went wrong with making the engine.
     """
-    from engine import OptimumEngine
-
-    engine = chat.engine.result()
-    if isinstance(engine, OptimumEngine):
-        engine.settle()
+    chat.engine.settle()
 
 
-def _engine_class(engine: str) -> "Callable[[Path, str, dict[str, Any] | None], Engine]":
-    if engine == "genai":
+def _engine(name: str) -> "tuple[Callable[[Path, str, dict[str, Any] | None], Engine], int]":
+    """What makes an engine, and how many answers it will compute at a time."""
+    if name == "genai":
         from genai_engine import GenAIEngine
 
-        return GenAIEngine
+        return GenAIEngine, GenAIEngine.max_requests
     from engine import OptimumEngine
 
-    return OptimumEngine.from_folder
+    return OptimumEngine.from_folder, OptimumEngine.max_requests

@@ -36,7 +36,6 @@ UNLOCKED = {
 }
 
 WAITING = "Waiting for the model: it is being loaded, or answers somebody else."
-UNCHANGED = (gr.skip(),) * 6  # the screen
 SAMPLING = [option for option in OPTIONS.values() if option.name != "logprobs"]  # which nothing here shows
 
 
@@ -56,6 +55,9 @@ def view(
         gr.Button(visible=unanswered),
         gr.Button(visible=unfinished),
     )
+
+
+UNCHANGED = (gr.skip(),) * len(view(new_conversation()))  # the screen
 
 
 def question(conversation: Conversation, place: int | None, text: str) -> tuple[Any, ...]:

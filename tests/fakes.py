@@ -48,6 +48,8 @@ class ScriptedEngine:
         self.prompt, self.sampling, self.spared = ids, sampling, spared
         return ScriptedTokens(self, iter(self.script[: sampling.max_new_tokens]))
 
+    def settle(self): ...
+
     def close(self):
         self.closed = True
 

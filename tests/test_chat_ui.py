@@ -18,6 +18,7 @@ from gradio_client.exceptions import AppError
 from gradio_client.utils import QueueError, Status
 
 import chat_ui
+import page_steps
 from chat import Delta
 from chat_ui import build_ui, launch_ui
 from sampling import OPTIONS, SamplingParams
@@ -390,6 +391,15 @@ def values(ui: gr.Blocks, kind: type) -> list:
 
 def labelled(ui: gr.Blocks) -> dict:
     return {block.label: block for block in ui.blocks.values() if getattr(block, "label", None)}
+
+
+def test_every_step_fills_the_whole_screen():
+    outputs = [step["outputs"] for step in build_ui(FakeChat()).get_config_file()["dependencies"]]
+    screens = [
+        places for places in outputs if len(places) > 3
+    ]  # an answer that streams fills the first three
+    assert len(screens) > 10
+    assert set(map(len, screens)) == {len(page_steps.UNCHANGED)}
 
 
 def test_every_option_is_explained_and_has_its_range():

@@ -43,6 +43,11 @@ def test_it_says_what_it_is(engine):
     assert isinstance(engine.defaults, SamplingParams)
 
 
+def test_a_settled_engine_serves(engine):
+    engine.settle()
+    assert len(list(engine.generate(PROMPT, GREEDY))) == 12
+
+
 def test_as_many_tokens_come_as_were_asked_for_and_greedy_ones_come_again(engine):
     tokens = list(engine.generate(PROMPT, GREEDY))
     assert len(tokens) == 12 and all(isinstance(token, int) for token in tokens)

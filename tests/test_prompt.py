@@ -174,7 +174,9 @@ def test_a_thought_goes_back_only_to_a_template_that_asks_for_it():
 
 @pytest.mark.parametrize("name", ["reasoning_content", "thinking"])
 def test_a_template_that_asks_for_thoughts_gets_them_as_text(byte_level, name):
-    template = f"{{% for message in messages %}}[{{{{ message.{name} }}}}]{{{{ message.content }}}}{{% endfor %}}"
+    template = (
+        f"{{% for message in messages %}}[{{{{ message.{name} }}}}]{{{{ message.content }}}}{{% endfor %}}"
+    )
     asking = writer(byte_level, template)
     answered = {"role": "assistant", "content": "Hello!", "thought": "I think <|im_end|>"}
     ids = asking.write([*ASK, answered, {"role": "assistant", "content": "Well?"}, *ASK]).ids

@@ -11,10 +11,13 @@ import pytest
 
 from config import SUPPORTED_MODELS
 from conftest import MODELS_DIR, PROJECT
+from forecast import ready_made_precision
+from sampling import OPTIONS
 from tiny_checkpoints import make_tiny_checkpoint
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 RECIPES_PAGE = (PROJECT / "docs" / "recipes.md").read_text(encoding="utf-8")
+PAGES = ("design.md", "serving.md")
 MODELS_PAGE = (PROJECT / "docs" / "models.md").read_text(encoding="utf-8")
 
 
@@ -122,8 +125,29 @@ def test_model_table_is_the_catalogue():
     assert all(url == f"https://huggingface.co/{model_id}" for _, model_id, url in rows)
 
 
+@pytest.mark.parametrize("name", SUPPORTED_MODELS)
+def test_a_row_of_the_model_table_says_what_the_catalogue_says(name):
+    entry = SUPPORTED_MODELS[name]
+    (row,) = re.findall(rf"^\| `{re.escape(name)}`.*$", MODELS_PAGE, flags=re.MULTILINE)
+    *_, parameters, size, context, license_, _ = (cell.strip() for cell in row.split("|"))
+    billions = entry.parameters / 1e9
+    assert parameters == (f"{1000 * billions:.0f} M" if billions < 0.9995 else f"{billions:.1f} B")
+    if not ready_made_precision(entry.model_id):  # theirs is the size that is downloaded
+        assert size == f"{billions:.1f} GB"
+    assert context == str(entry.max_context)
+    assert license_ == entry.license + ", gated" * entry.gated
+
+
 def test_the_number_of_models_is_that_of_the_catalogue():
     assert f"lists all {len(SUPPORTED_MODELS)} " in README
+
+
+def test_every_sampling_rule_is_in_the_documentation():
+    design, serving = ((PROJECT / "docs" / page).read_text(encoding="utf-8") for page in PAGES)
+    (line,) = (line for line in design.splitlines() if line.startswith("| `chat.SamplingParams`"))
+    assert [name for name in OPTIONS if not re.search(rf"\b{name}\b", line)] == []
+    other_names = {"max_new_tokens": "max_tokens"}
+    assert [name for name in OPTIONS if f"`{other_names.get(name, name)}`" not in serving] == []
 
 
 def test_plain_commands_match_the_makefile():

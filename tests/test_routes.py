@@ -23,10 +23,23 @@ def test_the_usual_way_is_optimum_s(model_type):
     assert route.model_class is OVModelForCausalLM
 
 
-def test_mpt_goes_by_hand():
-    route = route_of({"model_type": "mpt"})
+GO_BY_HAND = {
+    "mpt": OVMPTModel,
+    "gemma3": OVModelForCausalLM,
+    "mistral3": OVModelForCausalLM,
+    "granitemoehybrid": OVModelForCausalLM,
+}
+
+
+@pytest.mark.parametrize("model_type", GO_BY_HAND)
+def test_some_go_by_hand(model_type):
+    route = route_of({"model_type": model_type})
     assert route.export is not optimum_export.export_checkpoint
-    assert route.model_class is OVMPTModel
+    assert route.model_class is GO_BY_HAND[model_type]
+
+
+def test_no_way_by_hand_is_forgotten_here():
+    assert routes.BY_HAND.keys() == GO_BY_HAND.keys()
 
 
 @pytest.fixture

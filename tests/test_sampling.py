@@ -129,6 +129,10 @@ RULES = {
 }
 
 
+def test_every_rule_is_held_against_transformers():
+    assert set(RULES) == {name for name, option in OPTIONS.items() if option.slider} - {"max_new_tokens"}
+
+
 @pytest.mark.parametrize("scale", [0.5, 4.0])
 def test_every_combination_gives_the_probabilities_of_transformers(scale):
     rng = np.random.default_rng(1)
