@@ -5,11 +5,13 @@ tokens on a cache, beyond the window of its attention, on both engines, and afte
 """
 
 import json
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -168,6 +170,18 @@ def test_gpt_oss_as_it_is_published(tmp_path):
     folder = conversion.prepare_model(str(checkpoint), "FP16", tmp_path)
     converted, _ = conversion.load_model(folder, ov_config=EXACT)
     torch.testing.assert_close(converted(torch.tensor([LONG])).logits[0], expected, atol=CLOSE, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="OpenVINO has this on x86 only")
+@pytest.mark.parametrize("precision", ["FP16", "INT8", "INT4"])
+def test_of_a_mixture_only_the_experts_that_were_chosen_are_computed(tmp_path, precision):
+    """What `forecast.WEIGHTS_READ` counts on."""
+    checkpoint = make_tiny_architecture(tmp_path / "checkpoint", "gpt_oss")
+    folder = conversion.prepare_model(str(checkpoint), precision, tmp_path)
+    compiled = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU")
+    kinds = [node.get_rt_info()["layerType"] for node in compiled.get_runtime_model().get_ops()]
+    assert kinds.count("GatherMatmul") == 2 * 2  # two products in each of two layers
 
 
 def quantize_experts(folder: Path) -> None:

@@ -436,6 +436,22 @@ def test_the_space_where_a_reply_goes_on_is_kept(playing, byte_level):
         assert chat.generate([*ASK, {"role": "assistant", "content": "Once upon"}]) == " a time"
 
 
+@pytest.mark.parametrize(
+    ("model_id", "name"),
+    [("owner/my-model", "my-model"), ("owner/my-model@v1.0", "my-model"), ("my-model", "my-model")],
+)
+def test_a_chat_bears_the_name_of_its_model_without_owner_and_revision(byte_level, model_id, name):
+    assert ChatModel(ScriptedEngine(), byte_level, ModelConfig(model_id)).name == name
+
+
+def test_a_chat_on_a_folder_bears_the_folder_s_name(byte_level, tmp_path, monkeypatch):
+    folder = tmp_path / "my@model"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for model_id in (str(folder), "."):
+        assert ChatModel(ScriptedEngine(), byte_level, ModelConfig(model_id)).name == "my@model"
+
+
 def test_a_thought_goes_on_where_it_stopped(thinking):
     chat = thinking(" yes.\n</think>\n\nYes.")
     begun = [*ASK, {"role": "assistant", "content": "", "thought": "I think"}]

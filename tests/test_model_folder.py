@@ -224,6 +224,8 @@ def test_a_folder_stays_current_when_its_manifest_is_written_once_more(made):
 
 
 def test_the_model_s_own_files_are_known_by_their_sizes_and_all_others_by_their_content_too(made):
+    (made / "folder").mkdir()
+    write_manifest(made, MADE_FROM)
     manifest = json.loads((made / "conversion.json").read_text())
     assert manifest["files"] == dict.fromkeys(REQUIRED_FILES, 1)
     others = {name for name in REQUIRED_FILES if not name.startswith("openvino_model.")}
@@ -279,6 +281,7 @@ def test_the_context_of_longrope_ends_where_its_frequencies_change():
     old = {"type": "longrope", "short_factor": [1.0]}  # as configurations were written before transformers 5
     settings = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
     assert model_limits(settings | {"rope_scaling": old}, {})[0] == 4096
+    assert model_limits({"max_position_embeddings": 131072, "rope_scaling": old}, {})[0] == 131072
     default = Phi3Config(max_position_embeddings=131072).to_dict()
     assert model_limits(default, {})[0] == 131072
 

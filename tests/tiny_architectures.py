@@ -167,7 +167,8 @@ def make_tiny_architecture(folder: Path, name: str) -> Path:
     kind = AutoModelForImageTextToText if "text_config" in settings else AutoModelForCausalLM
     model = kind.from_config(CONFIG_MAPPING[model_type](**settings))
     for parameter_name, parameter in model.named_parameters():
-        if "norm" in parameter_name:  # they begin as ones, which would hide that one is left out
+        # Norms begin as ones and biases as zeros, which would hide that one is left out.
+        if parameter.dim() == 1 or parameter_name.endswith("bias"):
             parameter.data += 0.1 * torch.randn_like(parameter)
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
