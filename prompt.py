@@ -207,9 +207,9 @@ class PromptWriter:
         if turn["role"] == "assistant":
             content = without_thoughts(without_thoughts(content, self.reasoning), USUAL)
         message = {"role": turn["role"], "content": self._guard.harmless(content)}
-        for name in ("reasoning_content", "thinking"):  # a template decides itself which thoughts it wants
-            if turn.get("thought") and f"message.{name}" in str(self._template):
-                message[name] = self._guard.harmless(turn["thought"])
+        if turn.get("thought"):  # a template decides itself which thoughts it wants
+            thought = self._guard.harmless(turn["thought"])
+            message |= {"reasoning_content": thought, "thinking": thought}
         return message
 
     def _text(self, turns: Sequence[Message], options: Mapping[str, Any]) -> str:

@@ -436,6 +436,23 @@ def test_the_space_where_a_reply_goes_on_is_kept(playing, byte_level):
         assert chat.generate([*ASK, {"role": "assistant", "content": "Once upon"}]) == " a time"
 
 
+def test_log_probabilities_come_with_the_text_of_their_tokens(playing):
+    stream = playing("Who are you?").stream(ASK, SamplingParams(logprobs=1))
+    assert "".join(stream) == "Who are you?"
+    assert "".join(note.text for note in stream.logprobs).lstrip().startswith("Who are you?")
+    assert len(stream.logprobs) == stream.stats.new_tokens
+    assert all(note.others == ((note.text, note.logprob),) for note in stream.logprobs)
+
+
+def test_a_reply_that_nobody_holds_any_more_was_cancelled(byte_level):
+    chat = ChatModel(ScriptedEngine([40, 41, 42]), byte_level, ModelConfig("test/model"))
+    stream = chat.stream(ASK)
+    next(stream)
+    stats = stream.stats
+    del stream
+    assert stats.finish_reason == "cancelled" and stats.new_tokens == 1
+
+
 @pytest.mark.parametrize(
     ("model_id", "name"),
     [("owner/my-model", "my-model"), ("owner/my-model@v1.0", "my-model"), ("my-model", "my-model")],

@@ -172,10 +172,10 @@ def test_a_thought_goes_back_only_to_a_template_that_asks_for_it():
     assert "SECRET" not in plain[1].decode(playing(plain, "").encode([*ASK, answered, *ASK]))
 
 
-@pytest.mark.parametrize("name", ["reasoning_content", "thinking"])
+@pytest.mark.parametrize("name", [".reasoning_content", ".thinking", "['reasoning_content']"])
 def test_a_template_that_asks_for_thoughts_gets_them_as_text(byte_level, name):
     template = (
-        f"{{% for message in messages %}}[{{{{ message.{name} }}}}]{{{{ message.content }}}}{{% endfor %}}"
+        f"{{% for message in messages %}}[{{{{ message{name} }}}}]{{{{ message.content }}}}{{% endfor %}}"
     )
     asking = writer(byte_level, template)
     answered = {"role": "assistant", "content": "Hello!", "thought": "I think <|im_end|>"}

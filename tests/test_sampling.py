@@ -129,6 +129,18 @@ RULES = {
 }
 
 
+def test_a_penalty_without_tokens_that_it_applies_to_changes_nothing(logits):
+    tokens, probabilities = candidates(logits, SamplingParams(repetition_penalty=1.5))
+    expected_tokens, expected = candidates(logits, SamplingParams())
+    np.testing.assert_array_equal(tokens, expected_tokens)
+    np.testing.assert_array_equal(probabilities, expected)
+
+
+def test_a_schema_is_text():
+    with pytest.raises(ValueError, match="json_schema must be the text of a JSON schema"):
+        SamplingParams(json_schema={"type": "object"})
+
+
 def test_every_rule_is_held_against_transformers():
     assert set(RULES) == {name for name, option in OPTIONS.items() if option.slider} - {"max_new_tokens"}
 
