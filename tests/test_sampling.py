@@ -1,5 +1,6 @@
 """Logits in, next token out: the rules, one by one and together, against transformers'."""
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -136,6 +137,11 @@ def test_a_penalty_without_tokens_that_it_applies_to_changes_nothing(logits):
     np.testing.assert_array_equal(probabilities, expected)
 
 
+def test_rules_that_were_checked_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SamplingParams().temperature = -1
+
+
 def test_a_schema_is_text():
     with pytest.raises(ValueError, match="json_schema must be the text of a JSON schema"):
         SamplingParams(json_schema={"type": "object"})
@@ -166,6 +172,13 @@ def test_draws_follow_the_distribution():
     sampler = Sampler(SamplingParams(seed=0))
     found = np.bincount([sampler.draw(logits) for _ in range(4000)], minlength=5) / 4000
     np.testing.assert_allclose(found, [0, 0.7, 0, 0.2, 0.1], atol=0.03)
+
+
+@pytest.mark.parametrize("left", [1, 2, 3])
+def test_each_token_that_is_left_is_drawn_and_no_other(left):
+    logits = np.float32([0.1, 0.3, 0.2, 0])
+    sampler = Sampler(SamplingParams(seed=0, top_k=left))
+    assert {sampler.draw(logits) for _ in range(100)} == set([1, 2, 0][:left])
 
 
 def test_a_seed_repeats_and_another_does_not(logits):
