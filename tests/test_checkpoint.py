@@ -62,9 +62,10 @@ def test_a_pointer_in_the_place_of_a_bin_file_is_no_reason_to_load_it_unsafely(l
     assert "weights_only" not in message
 
 
-def test_a_pointer_in_the_place_of_a_sentencepiece_model_is_named(llama_copy):
-    (llama_copy / "tokenizer.model").write_bytes(POINTER)
-    assert "tokenizer.model is only git-lfs's pointer" in refusal(llama_copy)
+@pytest.mark.parametrize("name", ["tokenizer.model", "chat_template.jinja"])
+def test_a_pointer_in_the_place_of_a_file_of_the_tokenizer_is_named(llama_copy, name):
+    (llama_copy / name).write_bytes(POINTER)
+    assert f"{name} is only git-lfs's pointer" in refusal(llama_copy)
 
 
 def test_a_pointer_in_the_place_of_a_gguf_file_is_named(tmp_path):
@@ -76,8 +77,11 @@ def test_what_a_folder_has_instead_of_a_checkpoint_is_told(tmp_path):
     (tmp_path / "tf_model.h5").touch()
     with pytest.raises(ValueError, match=r"no config\.json\. What it has is weights for TensorFlow"):
         check_metadata(tmp_path)
-    with pytest.raises(ValueError, match=r"no config\.json\.$"):
-        check_metadata(tmp_path, names=["model.safetensors"])
+    for name in ("model.safetensors", *SHARDS):
+        with pytest.raises(ValueError, match=r"no config\.json\.$"):
+            check_metadata(tmp_path, names=[name])
+    with pytest.raises(ValueError, match="weights under another name"):
+        check_metadata(tmp_path, names=["my.safetensors"])
 
 
 # Indices
