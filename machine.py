@@ -8,10 +8,10 @@ The model of decoding. For one token every weight is read once, so
     seconds per token = layers * seconds per layer + bytes of the weights / bytes per second
 
 The second term is the usual bound for a batch of one (Pope et al., "Efficiently Scaling Transformer
-Inference", arXiv 2211.05102, section 2). The first is what passes between two products, above all the start
-of threads, and it is a third and more of a small model's time. Both unknowns are solved for from two measured
-graphs, one narrow and one wide, of OpenVINO's own products: memory's speed alone promises too much where
-turning 4-bit numbers into floats takes longer than reading them.
+Inference", arXiv 2211.05102, section 2). The first is attention and what passes between two products, above
+all the start of threads, and it is a third and more of a small model's time. Both unknowns are solved for
+from two measured graphs, one narrow and one wide, of OpenVINO's own products: memory's speed alone promises
+too much where turning 4-bit numbers into floats takes longer than reading them.
 """
 
 import math
@@ -53,6 +53,7 @@ NARROW = (256, 30)
 WIDE = {"FP16": (2048, 2), "INT8": (2048, 4), "INT4": (2048, 7)}
 GROUP = 32
 MEASURED_BYTES = {"FP16": 2, "INT8": 1, "INT4": 0.5 + 2 / GROUP}  # per weight of these graphs
+HEAD, PAST = 64, 128  # width of a head of attention; tokens in the cache
 PASSES = 12
 
 
@@ -135,12 +136,20 @@ def _time_one_token(width: int, layers: int, precision: str) -> tuple[int, float
     def linear(x: openvino.Node, rows: int, columns: int) -> openvino.Node:
         return ops.matmul(x, random_weights(rng, rows, columns, precision), False, True)
 
+    def attention(query: openvino.Output, *new: openvino.Output) -> openvino.Node:
+        heads = [1, width // HEAD, -1, HEAD]
+        past = rng.random((1, width // HEAD, PAST, HEAD), np.float32)
+        keys, values = (ops.concat([ops.constant(past), ops.reshape(x, heads, False)], 2) for x in new)
+        mixed = ops.scaled_dot_product_attention(ops.reshape(query, heads, False), keys, values)
+        return ops.reshape(mixed, [1, 1, width], False)
+
     rng = np.random.default_rng(0)
-    given = x = ops.parameter([-1, -1, width], np.float32)
+    # As small models decode: a fixed shape, and products with the same input joined.
+    given = x = ops.parameter([1, 1, width], np.float32)
     for _ in range(layers):
-        query, key, value = (linear(norm(x), width, width) for _ in range(3))
-        x = ops.add(x, linear(ops.multiply(ops.add(query, key), value), width, width))
-        gate, up = (linear(norm(x), 3 * width, width) for _ in range(2))
+        joined = ops.split(linear(norm(x), 3 * width, width), 2, 3)
+        x = ops.add(x, linear(attention(*joined.outputs()), width, width))
+        gate, up = ops.split(linear(norm(x), 6 * width, width), 2, 2).outputs()
         x = ops.add(x, linear(ops.multiply(ops.swish(gate), up), width, 3 * width))
     core = openvino.Core()
     # As tuning.fastest_properties has it for integer weights.
