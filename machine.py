@@ -53,7 +53,7 @@ NARROW = (256, 30)
 WIDE = {"FP16": (2048, 2), "INT8": (2048, 4), "INT4": (2048, 7)}
 GROUP = 32
 MEASURED_BYTES = {"FP16": 2, "INT8": 1, "INT4": 0.5 + 2 / GROUP}  # per weight of these graphs
-HEAD, PAST = 64, 128  # width of a head of attention; tokens in the cache
+HEAD, PAST = 64, 64  # width of a head of attention; tokens in the cache
 PASSES = 12
 
 
