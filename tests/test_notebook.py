@@ -63,7 +63,8 @@ def run(notebook, folder=PROJECT):
     """Run it, once more if need be.
 
     Now and then Jupyter loses a kernel's answer: the kernel is idle (all its threads wait in `select`), and
-    the client waits for it until the time is over. ipykernel 7 is known to lose requests (its issue 1554).
+    the client waits for it until the time is over. ipykernel 7 is known to lose requests
+    (ipython/ipykernel#1554).
     """
     settings = {"timeout": 120, "resources": {"metadata": {"path": str(folder)}}}
     try:
