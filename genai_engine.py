@@ -127,12 +127,12 @@ class GenAIEngine:
         finally:
             self._desk.cancel(order)
 
-    def settle(self) -> None:
-        """See `Engine.settle`: nothing is compiled later."""
-
     def prefill(self, ids: Sequence[int]) -> None:
         """Compute a prefix that prompts are going to begin with, and keep it in the cache."""
         list(self.generate(ids, SamplingParams(temperature=0, max_new_tokens=1)))
+
+    def settle(self) -> None:
+        """See `Engine.settle`: nothing is compiled later."""
 
     @property
     def silent(self) -> float:

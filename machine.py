@@ -139,7 +139,7 @@ def _time_one_token(width: int, layers: int, precision: str) -> tuple[int, float
     def attention(query: openvino.Output, *new: openvino.Output) -> openvino.Node:
         heads = [1, width // HEAD, -1, HEAD]
         past = rng.random((1, width // HEAD, PAST, HEAD), np.float32)
-        keys, values = (ops.concat([ops.constant(past), ops.reshape(x, heads, False)], 2) for x in new)
+        keys, values = (ops.concat([ops.constant(past), ops.reshape(one, heads, False)], 2) for one in new)
         mixed = ops.scaled_dot_product_attention(ops.reshape(query, heads, False), keys, values)
         return ops.reshape(mixed, [1, 1, width], False)
 

@@ -41,11 +41,8 @@ def chat(folder: str, engine_name: str = "optimum") -> Run:
     from engine import OptimumEngine
     from genai_engine import GenAIEngine
 
-    if engine_name == "genai":
-        engine = GenAIEngine(folder)
-    else:
-        engine = OptimumEngine.from_folder(folder)
-        engine.settle()
+    engine = GenAIEngine(folder) if engine_name == "genai" else OptimumEngine.from_folder(folder)
+    engine.settle()
     model = ChatModel(engine, open_tokenizer(folder), ModelConfig("benchmark", chat_template=CHATML_TEMPLATE))
     model.end_ids = frozenset()
     counter = iter(range(10**9))

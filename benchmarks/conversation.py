@@ -95,11 +95,8 @@ def main() -> None:
     options = parser.parse_args()
     folder = prepare_model(DEFAULT_MODEL, "INT8", models_dir())
     for name in options.engine:
-        if name == "genai":
-            engine = GenAIEngine(folder)
-        else:
-            engine = OptimumEngine.from_folder(folder)
-            engine.settle()
+        engine = GenAIEngine(folder) if name == "genai" else OptimumEngine.from_folder(folder)
+        engine.settle()
         chat = ChatModel(engine, AutoTokenizer.from_pretrained(folder), get_model_config(DEFAULT_MODEL))
         chat.end_ids = frozenset()  # replies of the same length
         time_turns(chat, 2, reuse=True)  # warms up

@@ -27,8 +27,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 TIMES = HERE / "replica_times.json"
 PICTURE = HERE.parent / "docs" / "fleet.svg"
-ROUTERS = ("consistent hashing", "least loaded", "random")
-LOOKS = ("o-", "s--", "^:")  # of their lines, which meet in places
+# And the looks of their lines, which meet in places.
+ROUTERS = {"consistent hashing": "o-", "least loaded": "s--", "random": "^:"}
 POINTS = 100  # of each replica on the ring
 FALLBACKS = 2  # replicas that are tried after a full one
 
@@ -459,12 +459,12 @@ def draw(rows: list[Figures], file: Path) -> None:
         ("replica hours per 1000 answers", lambda row: row.hours_per_thousand),
     )
     for axis, (title, value) in zip(axes, panels, strict=True):
-        for router, look in zip(dict.fromkeys(row.router for row in rows), LOOKS, strict=False):
+        for router in dict.fromkeys(row.router for row in rows):
             points = [(row.replicas, value(row)) for row in rows if row.router == router]
-            axis.plot(*zip(*points, strict=True), look, label=router, fillstyle="none")
+            axis.plot(*zip(*points, strict=True), ROUTERS[router], label=router, fillstyle="none")
         axis.set(title=title, xlabel="replicas", xscale="log")
         axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(LOOKS))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ROUTERS))
     figure.savefig(file, metadata={"Date": None})
 
 

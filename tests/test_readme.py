@@ -17,7 +17,6 @@ from tiny_checkpoints import make_tiny_checkpoint
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 RECIPES_PAGE = (PROJECT / "docs" / "recipes.md").read_text(encoding="utf-8")
-PAGES = ("design.md", "serving.md")
 MODELS_PAGE = (PROJECT / "docs" / "models.md").read_text(encoding="utf-8")
 
 
@@ -143,7 +142,9 @@ def test_the_number_of_models_is_that_of_the_catalogue():
 
 
 def test_every_sampling_rule_is_in_the_documentation():
-    design, serving = ((PROJECT / "docs" / page).read_text(encoding="utf-8") for page in PAGES)
+    design, serving = (
+        (PROJECT / "docs" / page).read_text(encoding="utf-8") for page in ("design.md", "serving.md")
+    )
     (line,) = (line for line in design.splitlines() if line.startswith("| `chat.SamplingParams`"))
     assert [name for name in OPTIONS if not re.search(rf"\b{name}\b", line)] == []
     other_names = {"max_new_tokens": "max_tokens"}
